@@ -1,0 +1,46 @@
+# make lab    everything a student needs, then JupyterLab on the first lecture
+# make test   everything a contributor needs, then lint, unit tests and every notebook
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+NOTEBOOKS := $(wildcard notebooks/*.ipynb)
+# Jupyter refuses to run as root, as in a container, unless told that this is meant.
+ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
+
+.PHONY: lab test lint unit notebooks execute assets doctor clean
+
+lab: $(VENV)/lab assets
+	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/01_motivation.ipynb
+
+test: lint unit notebooks
+
+lint: $(VENV)/test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+unit: $(VENV)/test assets
+	$(BIN)/pytest -n 2 --dist loadscope tests
+
+notebooks: $(VENV)/test assets
+	$(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
+
+assets: $(VENV)/lab
+	@$(BIN)/python -m compresslab.assets
+
+# Run every notebook and save its outputs: before a commit. Without a time limit nbconvert may hang.
+execute: $(VENV)/test assets
+	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=120 $(NOTEBOOKS)
+
+doctor: $(VENV)/lab
+	@$(BIN)/python -m compresslab.doctor
+
+clean:
+	rm -rf $(VENV)
+
+# A stamp for each set of extras: installed again only when what is asked for has changed.
+$(VENV)/lab $(VENV)/test: $(VENV)/%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: run make again with PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,$*]'
+	@touch $@

@@ -1,0 +1,133 @@
+"""LoRA: train a low-rank update beside frozen weights.
+
+Source: Hu et al. (2021), LoRA: Low-Rank Adaptation of Large Language Models, arXiv:2106.09685,
+equation 3:
+
+    h = W₀ x + (α/r) B A x
+
+    code      paper   shape
+    lora_a    A       (rank, in_features), uniform as nn.Linear starts
+    lora_b    B       (out_features, rank), zero at the start, so the model starts unchanged
+    rank      r
+    alpha     α       the update is scaled by alpha / rank
+
+Differs from the paper: every linear layer is adapted, not the attention projections alone, and A
+starts uniform (as in the authors' code), not Gaussian. Not included: dropout on the adapter input.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..layers import find_linears, replace_
+
+
+class LoRALinear(nn.Module):
+    """A frozen linear layer with a trainable low-rank update.
+
+    Raises:
+        ValueError: rank outside [1, min(in_features, out_features)].
+    """
+
+    def __init__(
+        self,
+        linear: nn.Linear,
+        *,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator | None = None,
+    ):
+        super().__init__()
+        out_features, in_features = linear.weight.shape
+        if not 1 <= rank <= min(in_features, out_features):
+            raise ValueError(
+                f"rank must be between 1 and {min(in_features, out_features)} for a weight of "
+                f"shape {tuple(linear.weight.shape)}, not {rank}"
+            )
+        self.linear = linear.requires_grad_(False)
+        self.scale = alpha / rank
+        bound = 1 / math.sqrt(in_features)
+        a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
+        self.lora_a = nn.Parameter(a.to(linear.weight))
+        self.lora_b = nn.Parameter(linear.weight.new_zeros(out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in_features) -> (..., out_features)"""
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+    def merged(self) -> nn.Linear:
+        """A new plain linear layer that computes the same function."""
+        out_features, in_features = self.linear.weight.shape
+        weight, bias = self.linear.weight, self.linear.bias
+        merged = nn.utils.skip_init(  # draws no random numbers
+            nn.Linear,
+            in_features,
+            out_features,
+            bias=bias is not None,
+            device=weight.device,
+            dtype=weight.dtype,
+        )
+        with torch.no_grad():
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            update = self.scale * self.lora_b.to(dtype) @ self.lora_a.to(dtype)
+            merged.weight.copy_(weight.to(dtype) + update)
+            if bias is not None:
+                merged.bias.copy_(bias)
+        return merged.train(self.training)
+
+
+def add_lora_(
+    model: nn.Module,
+    *,
+    rank: int,
+    alpha: float | None = None,
+    generator: torch.Generator | None = None,
+) -> None:
+    """Freeze `model` and put a LoRALinear in place of each of its linear layers.
+
+    Args:
+        rank: of every update.
+        alpha: default 2 · rank, a scale of 2.
+    """
+    model.requires_grad_(False)
+    alpha = 2 * rank if alpha is None else alpha
+    for name, linear in find_linears(model).items():
+        replace_(model, name, LoRALinear(linear, rank=rank, alpha=alpha, generator=generator))
+
+
+def merge_lora_(model: nn.Module) -> None:
+    """Put a plain linear layer in place of every LoRALinear, and unfreeze the model."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoRALinear):
+            replace_(model, name, module.merged())
+    model.requires_grad_(True)
+
+
+def lora_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trained tensors by name: what an adapter file holds."""
+    return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def load_lora_(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Copy the tensors of `lora_state` into a model that was prepared in the same way.
+
+    Raises:
+        ValueError: a name or a shape of `state` does not fit the model.
+    """
+    expected = {name for name, p in model.named_parameters() if p.requires_grad}
+    if expected != set(state):
+        odd = sorted(expected ^ set(state))
+        raise ValueError(
+            f"the adapter does not fit the model: {len(odd)} names differ, as {odd[0]}"
+        )
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in state.items():
+            if parameters[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{name} has shape {tuple(tensor.shape)} in the adapter and "
+                    f"{tuple(parameters[name].shape)} in the model"
+                )
+            parameters[name].copy_(tensor)

@@ -1,0 +1,265 @@
+"""The course's figures: one style, colours that colour-blind readers can tell apart (Okabe and
+Ito), and an alt text and a caption with every picture.
+
+    figure = pareto(load_rows())
+    show(figure, alt="…", caption="…")
+"""
+
+from collections.abc import Sequence
+from io import BytesIO
+
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Image, display
+from matplotlib.figure import Figure
+
+from .assets import DATA
+from .measure import accuracy
+from .scoreboard import DENSE, correct_of, speedup_of
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE = {
+    "figure.dpi": 110,
+    "figure.constrained_layout.use": True,
+    "font.size": 13,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "axes.axisbelow": True,
+    "lines.linewidth": 2,
+    "legend.frameon": False,
+}
+
+
+def new(width: float = 9, height: float = 4.5, *, columns: int = 1, **options):
+    """A figure and its axes in the course's style, `columns` beside each other."""
+    with plt.rc_context(STYLE):
+        return plt.subplots(1, columns, figsize=(width, height), **options)
+
+
+def show(figure: Figure, *, alt: str, caption: str = "") -> None:
+    """Display a figure with an alt text, and a caption that says what to see."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png")
+    plt.close(figure)
+    display(Image(buffer.getvalue(), alt=alt, width=figure.get_figwidth() * 80))
+    if caption:
+        display(HTML(f"<p><em>{caption}</em></p>"))
+
+
+# ---------------------------------------------------------------- lecture 1
+
+
+def model_sizes(models: pd.DataFrame, lines: dict[str, tuple[np.ndarray, np.ndarray]]) -> Figure:
+    """Parameters of published models against time; dense and sparse told apart.
+
+    Args:
+        models: columns name, date, parameters, active_parameters, kind.
+        lines: label -> (dates, parameters) of a fitted trend.
+    """
+    figure, axes = new(10, 5.5)
+    for i, (kind, part) in enumerate(models.groupby("kind")):
+        axes.scatter(part.date, part.parameters, color=COLOURS[i], marker=MARKERS[i], label=kind)
+        if kind == "sparse":
+            axes.vlines(
+                part.date, part.active_parameters, part.parameters, color=COLOURS[i], lw=0.8
+            )
+            axes.scatter(
+                part.date, part.active_parameters, edgecolor=COLOURS[i], facecolor="white",
+                marker=MARKERS[i], s=22, label="sparse: used for a token",
+            )  # fmt: skip
+    for i, (label, (dates, values)) in enumerate(lines.items()):
+        axes.plot(dates, values, color=COLOURS[6], ls=("-", "--", ":")[i], lw=1.6, label=label)
+    offsets = {"BERT-Large": (6, -12), "DistilBERT": (6, -12), "SmolLM2-135M": (6, -13)}
+    named = ("GPT-2", "GPT-3", "PaLM 540B", "Switch-C", "DeepSeek-V3", "Llama 3.1 405B", "Kimi K2")
+    for _, model in models[models.name.isin((*named, *offsets))].iterrows():
+        axes.annotate(
+            model["name"], (model.date, model.parameters), textcoords="offset points",
+            xytext=offsets.get(model["name"], (-4, 7)), fontsize=10,
+        )  # fmt: skip
+    axes.set(yscale="log", xlabel="published", ylabel="parameters")
+    axes.legend(fontsize=10, loc="lower right", ncols=2)
+    return figure
+
+
+def roofline(
+    points: dict[str, tuple[float, float]], *, peak_flops: float, bandwidth: float
+) -> Figure:
+    """Operations a second against operations a byte, under this machine's roof.
+
+    Args:
+        points: label -> (operations a byte, operations a second as measured).
+    """
+    figure, axes = new(9, 4.8)
+    x = np.geomspace(0.1, 1000, 200)
+    axes.plot(x, np.minimum(peak_flops, x * bandwidth) / 1e9, color=COLOURS[6], label="roof")
+    axes.axvline(peak_flops / bandwidth, color="#888888", lw=1, ls=":")
+    for i, (label, (intensity, rate)) in enumerate(points.items()):
+        axes.plot(intensity, rate / 1e9, MARKERS[i], ms=10, color=COLOURS[i], label=label)
+    axes.set(
+        xscale="log", yscale="log", xlabel="operations for each byte moved",
+        ylabel="10⁹ operations a second",
+    )  # fmt: skip
+    axes.text(0.13, 0.25 * bandwidth / 1e9, "bound by memory", rotation=33, fontsize=11)
+    axes.text(
+        1.3 * peak_flops / bandwidth, 1.15 * peak_flops / 1e9, "bound by arithmetic", fontsize=11
+    )
+    axes.legend(fontsize=11, loc="lower right")
+    return figure
+
+
+def redundancy(
+    weights: dict[str, np.ndarray], spectra: dict[str, np.ndarray], similarity: np.ndarray
+) -> Figure:
+    """Three looks at one model: weight histogram, singular values, similarity of heads.
+
+    Args:
+        weights: label -> a sample of weights.
+        spectra: label -> singular values, largest first.
+        similarity: (heads, heads), 1 for heads that attend alike.
+    """
+    figure, (left, middle, right) = new(13, 4.4, columns=3)
+    for i, (label, values) in enumerate(weights.items()):
+        left.hist(
+            values, bins=np.linspace(-0.25, 0.25, 101), density=True, histtype="step",
+            color=COLOURS[i], ls=("-", "--")[i % 2], lw=1.8, label=label,
+        )  # fmt: skip
+    left.set(xlabel="weight", ylabel="density", title="most weights are small")
+    for i, (label, values) in enumerate(spectra.items()):
+        energy = np.cumsum(values**2) / np.sum(values**2)
+        rank = np.arange(1, len(values) + 1) / len(values)
+        middle.plot(rank, energy, color=COLOURS[i], ls=("-", "--")[i % 2], label=label)
+    middle.set(
+        xlabel="rank kept / full rank", ylabel="energy kept", title="few directions carry most"
+    )
+    image = right.imshow(similarity, vmin=0, vmax=1, cmap="cividis")
+    right.set(xlabel="head", ylabel="head", title="some heads attend alike")
+    right.grid(False)
+    figure.colorbar(image, ax=right, label="cosine similarity", shrink=0.8)
+    for axes in (left, middle):
+        axes.legend(fontsize=10, loc="best")
+    return figure
+
+
+def method_map() -> Figure:
+    """The six families: an icon of what each changes, what it saves, and what it needs."""
+    generator = np.random.default_rng(0)
+    matrix = np.abs(generator.normal(size=(8, 8)))
+    low_rank = np.outer(np.abs(generator.normal(size=8)), np.abs(generator.normal(size=8)))
+    distance = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    icons = (
+        np.where(matrix > np.median(matrix), matrix, np.nan),
+        np.round(matrix * 1.2) / 1.2,
+        low_rank,
+        np.where(np.pad(np.ones((5, 5)), ((0, 3), (0, 3))) > 0, matrix, np.nan),
+        np.tile(matrix[:2], (4, 1)),
+        np.where((distance <= 1) & (np.tri(8) > 0), 1.0, np.nan),
+    )
+    families = (
+        "2  pruning", "3  quantization", "4  factorization", "5  distillation",
+        "6  weight sharing", "7  sub-quadratic\n    attention",
+    )  # fmt: skip
+    changes = (
+        "removes weights,\nheads, layers", "fewer bits\na weight", "two thin matrices\nfor one",
+        "a smaller model\nlearns from a larger", "one weight\nused many times",
+        "how tokens look\nat each other",
+    )  # fmt: skip
+    columns = (
+        "bytes",
+        "operations",
+        "latency",
+        "memory\nat run time",
+        "data",
+        "training",
+        "hardware",
+    )
+    # 2: yes, 1: in part or only in some forms, 0: no. The lectures measure every one of these.
+    saves = (
+        (2, 1, 1, 1, 1, 1, 1),
+        (2, 0, 2, 2, 1, 1, 2),
+        (2, 2, 1, 2, 1, 1, 0),
+        (2, 2, 2, 2, 2, 2, 0),
+        (2, 0, 0, 1, 1, 2, 0),
+        (0, 2, 2, 2, 2, 2, 1),
+    )
+    figure, axes = new(12.5, 6.8)
+    axes.set(xlim=(0, 14.6), ylim=(-0.6, 7.3))
+    axes.axis("off")
+    for j, column in enumerate(columns):
+        x = 7.2 + j + (0.4 if j > 3 else 0)
+        axes.text(x, 6.15, column, ha="left", va="bottom", fontsize=12, rotation=35)
+        for i, values in enumerate(saves):
+            _dot(axes, x, 5.5 - i, values[j], COLOURS[0] if j < 4 else COLOURS[1])
+    axes.text(8.7, -0.45, "saves", ha="center", fontsize=13, color=COLOURS[0], weight="bold")
+    axes.text(12.6, -0.45, "needs", ha="center", fontsize=13, color=COLOURS[1], weight="bold")
+    axes.text(0.2, -0.45, "full: yes     half: in some forms     empty: no", fontsize=11)
+    for i, (icon, family, change) in enumerate(zip(icons, families, changes, strict=True)):
+        y = 5.5 - i
+        axes.imshow(
+            icon, extent=(0.2, 1.0, y - 0.4, y + 0.4), cmap="cividis", aspect="auto", vmin=0, vmax=2
+        )
+        axes.add_patch(plt.Rectangle((0.2, y - 0.4), 0.8, 0.8, fill=False, lw=0.8))
+        axes.text(1.25, y, family, va="center", fontsize=13, weight="bold")
+        axes.text(4.1, y, change, va="center", fontsize=11)
+    return figure
+
+
+def _dot(axes, x: float, y: float, value: int, colour: str) -> None:
+    fill = {0: "none", 1: "left", 2: "full"}[value]
+    axes.plot(
+        x, y, "o", ms=15, color=colour, fillstyle=fill, markerfacecoloralt="white", mew=1.5
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------- every lecture
+
+
+def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
+    """The scoreboard as a picture: accuracy against megabytes, and against speed-up.
+
+    The line joins the models that no other one beats on both axes.
+    """
+    figure, panels = new(12, 4.8, columns=2, sharey=True)
+    estimates = [accuracy(correct_of(row)) for row in rows]
+    quality = [100 * e.value for e in estimates]
+    sizes = [row["bytes"] / 1e6 for row in rows]
+    speeds = [speedup_of(row, batch_size).value for row in rows]
+    lectures = sorted({row["lecture"] for row in rows})
+    for axes, values, smaller in ((panels[0], sizes, True), (panels[1], speeds, False)):
+        front = _front(values, quality, smaller=smaller)
+        axes.plot([values[i] for i in front], [quality[i] for i in front], color="#999999", lw=1)
+        for row, e, x, y in zip(rows, estimates, values, quality, strict=True):
+            k = lectures.index(row["lecture"])
+            axes.errorbar(
+                x, y, yerr=[[y - 100 * e.low], [100 * e.high - y]], fmt=MARKERS[k], ms=8,
+                color=COLOURS[6] if row["name"] == DENSE else COLOURS[k], capsize=3, lw=1,
+            )  # fmt: skip
+            axes.annotate(
+                row["name"], (x, y), textcoords="offset points", xytext=(7, 6), fontsize=10
+            )
+        axes.set_xscale("log")
+        axes.margins(x=0.25)
+    panels[0].set(xlabel="megabytes on disk (better to the left)", ylabel="accuracy on test, %")
+    panels[1].set(xlabel=f"speed-up at batch {batch_size} (better to the right)")
+    return figure
+
+
+def _front(values: Sequence[float], quality: Sequence[float], *, smaller: bool) -> list[int]:
+    """Indices of the points that no other point beats, in the order of `values`."""
+    sign = 1 if smaller else -1
+    order = sorted(range(len(values)), key=lambda i: (sign * values[i], -quality[i]))
+    front, best = [], -np.inf
+    for i in order:
+        if quality[i] > best:
+            front.append(i)
+            best = quality[i]
+    return front
+
+
+if __name__ == "__main__":  # the picture of README.md
+    method_map().savefig(DATA / "method_map.png", dpi=80)

@@ -1,0 +1,141 @@
+"""The scoreboard: one row a compressed model, from every recipe that recorded one.
+
+    rows = load_rows()          from data/results/*.json, in the order of the lectures
+    table(rows)                 a pandas table, ready to show
+    plots.pareto(rows)          accuracy against bytes and against speed
+
+A row holds which test sentences the model gets right, so that any two rows can be compared as a
+pair, and its accuracy is computed, never typed in.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from . import storage
+from .measure import (
+    Estimate,
+    Latency,
+    accuracy,
+    bytes_on_disk,
+    compare_accuracy,
+    compare_latency,
+    correct_answers,
+    count_parameters,
+)
+from .recipes import RESULTS
+from .training import TextBatches
+
+DENSE = "dense, float32"
+BATCH_SIZES = (1, 32)
+
+
+def row(
+    name: str,
+    *,
+    lecture: int,
+    model: nn.Module,
+    dense: nn.Module,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    encoding: storage.Encoding = "dense",
+    note: str = "",
+) -> dict:
+    """Measure `model` for the scoreboard: quality on `data`, size, and speed against `dense`.
+
+    Args:
+        lecture: number of the lecture that made the model.
+        dense: the float32 classifier, timed in the same rounds.
+        data: the test split; the latency is measured on its first 32 sentences.
+        encoding: how the file is stored, see `storage.save`.
+        note: a few words that a reader of the table needs.
+    """
+    correct = correct_answers(model, data, tokenizer)
+    latency = {}
+    for size in BATCH_SIZES:
+        batches = list(TextBatches(data.select(range(32)), tokenizer, batch_size=size))
+        times = compare_latency(
+            {"dense": _runner(dense, batches), "model": _runner(model, batches)}, baseline="dense"
+        )
+        latency[str(size)] = asdict(times["model"])
+    return {
+        "name": name,
+        "lecture": lecture,
+        "correct": pack_bits(correct),
+        "sentences": correct.numel(),
+        "parameters": count_parameters(model),
+        "bytes": bytes_on_disk(model, encoding=encoding),
+        "latency": latency,
+        "note": note,
+    }
+
+
+def _runner(model: nn.Module, batches: list) -> Callable[[], None]:
+    def run() -> None:
+        for batch in batches:
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+    return run
+
+
+def pack_bits(correct: Tensor) -> str:
+    """A bool vector as hexadecimal text, four sentences a digit, the first one in front."""
+    bits = "".join("1" if bit else "0" for bit in correct.tolist())
+    return f"{int(bits.ljust(-(-len(bits) // 4) * 4, '0'), 2):0{-(-len(bits) // 4)}x}"
+
+
+def unpack_bits(text: str, count: int) -> Tensor:
+    """The bool vector (count,) that `pack_bits` wrote."""
+    bits = f"{int(text, 16):0{4 * len(text)}b}"[:count]
+    return torch.tensor([bit == "1" for bit in bits])
+
+
+def correct_of(row: dict) -> Tensor:
+    """Which test sentences the model of `row` gets right: bool (sentences,)."""
+    return unpack_bits(row["correct"], row["sentences"])
+
+
+def speedup_of(row: dict, batch_size: int) -> Estimate:
+    """Speed-up of the row's model over the dense one at this batch size."""
+    latency = row["latency"][str(batch_size)]
+    return Latency(**latency | {"speedup": Estimate(**latency["speedup"])}).speedup
+
+
+def load_rows() -> list[dict]:
+    """Every recorded row, by lecture; the dense model comes first."""
+    rows = []
+    for path in sorted(RESULTS.glob("*.json")):
+        rows += json.loads(path.read_text(encoding="utf-8"))["models"]
+    return sorted(rows, key=lambda row: (row["lecture"], row["name"] != DENSE))
+
+
+def table(rows: list[dict]) -> pd.DataFrame:
+    """The scoreboard as a table: one line a model, with intervals.
+
+    "vs dense" is the paired difference in accuracy, in points, to the first row.
+    """
+    lines = []
+    for row in rows:
+        a = accuracy(correct_of(row))
+        line = {
+            "lecture": row["lecture"],
+            "model": row["name"],
+            "accuracy %": f"{100 * a.value:.1f} ({100 * a.low:.1f}–{100 * a.high:.1f})",
+            "vs dense": "",
+            "parameters": f"{row['parameters']:,}",
+            "MB on disk": f"{row['bytes'] / 1e6:.2f}",
+        }
+        if row is not rows[0]:
+            d = compare_accuracy(correct_of(rows[0]), correct_of(row)).difference
+            line["vs dense"] = f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+        for size in BATCH_SIZES:
+            s = speedup_of(row, size)
+            line[f"speed-up, batch {size}"] = f"{s.value:.2f}× ({s.low:.2f}–{s.high:.2f})"
+        lines.append(line | {"note": row["note"]})
+    return pd.DataFrame(lines).set_index("model")

@@ -1,0 +1,114 @@
+"""The committed tables and recorded results."""
+
+import datetime
+import json
+import re
+
+import pandas as pd
+import pytest
+import torch
+
+from compresslab import scoreboard
+from compresslab.assets import DATA, read_manifest
+from compresslab.corpora import load_reviews
+from compresslab.measure import bytes_on_disk, correct_answers, count_parameters
+from compresslab.models import load_classifier
+from compresslab.recipes import RESULTS
+
+MODELS = pd.read_csv(DATA / "model_sizes.csv", parse_dates=["date"])
+DEVICES = pd.read_csv(DATA / "devices.csv")
+RECORDED = sorted(RESULTS.glob("*.json"))
+
+
+def test_at_least_forty_models_from_2017_to_today_in_every_year():
+    assert len(MODELS) >= 40
+    assert set(MODELS.date.dt.year) == set(range(2017, 2027))
+    assert MODELS.name.is_unique
+    assert MODELS.date.is_monotonic_increasing
+
+
+def test_active_parameters_equal_all_of_them_exactly_in_dense_models():
+    assert set(MODELS.kind) == {"dense", "sparse"}
+    equal = MODELS.active_parameters == MODELS.parameters
+    assert equal[MODELS.kind == "dense"].all()
+    assert (MODELS.active_parameters < MODELS.parameters)[MODELS.kind == "sparse"].all()
+
+
+def test_every_model_has_a_source_that_fits_its_date():
+    for model in MODELS.itertuples():
+        arxiv = re.fullmatch(r"arXiv:(\d\d)(\d\d)\.\d{4,5}", model.source)
+        assert arxiv or model.source.startswith("https://"), model.name
+        if arxiv and (2000 + int(arxiv[1]), int(arxiv[2])) != (model.date.year, model.date.month):
+            assert "paper" in model.note, f"{model.name}: date and arXiv id differ"
+
+
+def test_devices_are_complete_and_plausible():
+    assert DEVICES.notna().all(axis=None)
+    assert DEVICES.name.is_unique
+    assert DEVICES.source.str.startswith("https://").all()
+    # A device reads its memory in more than a millisecond and less than a minute.
+    seconds = DEVICES.memory_bytes / DEVICES.bandwidth_bytes_per_second
+    assert seconds.between(1e-3, 60).all()
+
+
+@pytest.mark.parametrize("name", read_manifest())
+def test_every_asset_has_a_card(name):
+    card = (DATA / "cards" / f"{name}.md").read_text()
+    assert "**Licence**" in card
+    assert "imits**" in card
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_a_result_says_where_it_comes_from(path):
+    result = json.loads(path.read_text())
+    assert result["command"] == f"python -m compresslab.recipes.{path.stem}"
+    assert (DATA.parent / "lib/compresslab/recipes" / f"{path.stem}.py").exists()
+    assert datetime.date.fromisoformat(result["date"]) <= datetime.date.today()
+    assert {"python", "torch", "transformers"} <= result["versions"].keys()
+    assert isinstance(result["seed"], int)
+    assert result["machine"]["processor"]
+    assert result["figures"]
+
+
+def test_the_first_row_of_the_scoreboard_is_measured_again():
+    dense, tokenizer = load_classifier()
+    row = scoreboard.load_rows()[0]
+    assert row["name"] == scoreboard.DENSE
+    assert row["parameters"] == count_parameters(dense)
+    assert row["bytes"] == bytes_on_disk(dense)
+    correct = correct_answers(dense, load_reviews()["test"], tokenizer)
+    # Another processor may round a logit to the other side of a tie.
+    assert (correct != scoreboard.correct_of(row)).sum() <= 2
+
+
+def test_every_row_of_the_scoreboard_is_of_the_test_split_and_has_a_name_of_its_own():
+    rows = scoreboard.load_rows()
+    assert len({row["name"] for row in rows}) == len(rows) >= 3
+    assert {row["sentences"] for row in rows} == {2000}
+    for row in rows:
+        assert row["bytes"] > 0
+        for size in scoreboard.BATCH_SIZES:
+            s = scoreboard.speedup_of(row, size)
+            assert 0 < s.low <= s.value <= s.high
+
+
+def test_the_teacher_is_the_best_run_on_validation_and_at_least_86_percent_on_test():
+    figures = json.loads((RESULTS / "teacher.json").read_text())["figures"]
+    last = {run["learning_rate"]: run["history"][-1]["validation"] for run in figures["runs"]}
+    assert figures["validation"] == max(last.values()) == last[figures["learning_rate"]]
+    assert figures["test"]["value"] >= 0.86
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 5, 64, 2000])
+def test_packed_answers_come_back(count):
+    for bits in (torch.zeros(count), torch.ones(count), torch.arange(count) % 3 == 0):
+        packed = scoreboard.pack_bits(bits.bool())
+        assert torch.equal(scoreboard.unpack_bits(packed, count), bits.bool())
+
+
+def test_the_table_has_a_line_for_each_row_and_compares_with_the_first():
+    rows = scoreboard.load_rows()
+    table = scoreboard.table(rows)
+    assert list(table.index) == [row["name"] for row in rows]
+    assert table["vs dense"].iloc[0] == ""
+    assert (table["vs dense"].iloc[1:] != "").all()
