@@ -11,7 +11,7 @@ ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 .PHONY: lab test lint unit notebooks execute assets doctor clean
 
 lab: $(VENV)/lab assets
-	$(BIN)/jupyter lab $(ROOT_FLAG) notebooks/01_motivation.ipynb
+	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_motivation.ipynb
 
 test: lint unit notebooks
 
@@ -19,11 +19,12 @@ lint: $(VENV)/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
+# One thread a worker: two workers with two threads each on two cores would wait for each other.
 unit: $(VENV)/test assets
-	$(BIN)/pytest -n 2 --dist loadscope tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope tests
 
 notebooks: $(VENV)/test assets
-	$(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
 
 assets: $(VENV)/lab
 	@$(BIN)/python -m compresslab.assets

@@ -65,6 +65,13 @@ def test_observe_flattens_any_number_of_dimensions(model, shape, tokens):
     assert seen == [("up", (tokens, 4))]
 
 
+def test_observed_inputs_are_detached_even_where_gradients_are_wanted(model):
+    seen = []
+    with observe_inputs(model, lambda name, x: seen.append(x.requires_grad)), torch.enable_grad():
+        assert run(model, torch.arange(3)).requires_grad
+    assert seen == [False, False]
+
+
 def test_observe_leaves_the_output_alone(model):
     tokens = torch.arange(6).view(2, 3)
     expected = run(model, tokens)

@@ -187,12 +187,8 @@ def test_flops_of_torchs_own_attention_layer(training, need_weights):
     x = torch.ones(3, 5, 8)
     count = count_flops(lambda: layer(x, x, x, need_weights=need_weights))
     assert count == 2 * 3 * (4 * 5 * 8 * 8 + 2 * 5 * 5 * 8)
-    with torch.enable_grad():  # torch counts nothing in its fused layer
-        torch.backends.mha.set_fastpath_enabled(False)
-        try:
-            assert count == counted_by_torch(lambda: layer(x, x, x, need_weights=need_weights))
-        finally:
-            torch.backends.mha.set_fastpath_enabled(True)
+    layer.train()  # in evaluation torch's own counter misses the fused layer
+    assert count == counted_by_torch(lambda: layer(x, x, x, need_weights=need_weights))
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -216,8 +212,11 @@ def test_flops_of_the_classifier(classifier):
 
 def test_flops_of_the_language_model(language_model):
     model, _ = language_model
-    tokens = torch.arange(12).view(1, 12)
-    assert_counts_as_torch_does(lambda: model(input_ids=tokens))
+    tokens = torch.arange(5).view(1, 5)
+    count = count_flops(lambda: model(input_ids=tokens))
+    assert count == counted_by_torch(lambda: model(input_ids=tokens))
+    weights = 134_515_008 - 61 * 576  # but for the norms, every weight is used once a token
+    assert count == 2 * 5 * weights + 30 * 2 * 9 * 5 * 5 * (64 + 64)
 
 
 def test_flops_need_no_gradient():
@@ -234,15 +233,16 @@ class Clock:
     """A clock that only moves when a candidate says so."""
 
     def __init__(self):
-        self.now, self.speed, self.log = 0.0, 1.0, []
+        self.now, self.log = 0.0, []
+        self.slowness = lambda calls: 1.0
 
     def perf_counter(self):
         return self.now
 
     def candidate(self, name, seconds):
         def call():
+            self.now += seconds * self.slowness(len(self.log))
             self.log.append(name)
-            self.now += seconds * self.speed
 
         return call
 
@@ -264,25 +264,12 @@ def test_twice_the_work_is_half_the_speed(clock):
     assert {latency.threads for latency in result.values()} == {torch.get_num_threads()}
 
 
-def test_speedup_survives_a_machine_whose_speed_changes_from_round_to_round(clock):
-    calls = {"one": clock.candidate("one", 0.25), "two": clock.candidate("two", 0.5)}
-
-    def drift():  # runs once a round, in some place
-        clock.speed = 1.0 + len(clock.log) % 5
-
-    result = compare_latency({**calls, "drift": drift_after(clock, drift)}, baseline="two")
-    assert result["one"].speedup.low <= 2.0 <= result["one"].speedup.high
-    assert result["one"].speedup.value == 2.0
-
-
-def drift_after(clock, drift):
-    tick = clock.candidate("drift", 1.0)
-
-    def call():
-        tick()
-        drift()
-
-    return call
+def test_speedup_does_not_notice_that_whole_rounds_are_slow(clock):
+    clock.slowness = lambda calls: 1.0 + calls // 2 % 5  # two calls are a round
+    result = compare_latency(
+        {"one": clock.candidate("one", 0.25), "two": clock.candidate("two", 0.5)}, baseline="two"
+    )
+    assert result["one"].speedup == Estimate(2.0, 2.0, 2.0)
 
 
 def test_interval_spans_the_order_statistics_of_the_rounds_ratios(clock):
@@ -439,7 +426,8 @@ MEMORY = {
     "list of results": (lambda x: torch._foreach_add([x, x, x], 1.0), 3 * KB),
     "made from nothing": (lambda x: torch.zeros(250), 1 * KB),
     "made from a list": (lambda x: torch.tensor([1.0] * 250), 1 * KB),
-    "inside a composite operation": (lambda x: F.cross_entropy(x[None], torch.tensor([3])), 1012),
+    # Log-probabilities, and 8 bytes of label and 4 each of loss and total weight.
+    "inside a composite operation": (lambda x: F.cross_entropy(x[None], torch.tensor([3])), 1016),
     "broadcast product": (lambda x: x.view(25, 10) @ x[:10], 100),
 }
 
@@ -606,13 +594,10 @@ def test_equal_classifiers_do_not_differ():
 
 @pytest.mark.parametrize("table", random_tables(5))
 def test_difference_has_the_interval_of_agresti_and_min(table):
-    both, only_first, only_second, neither = table
+    _, only_first, only_second, _ = table
     difference = compare_accuracy(*pair(*table)).difference
     n = sum(table)
-    first, second = (
-        Fraction(only_first * 2 + 1, 2 * n + 4),
-        Fraction(only_second * 2 + 1, 2 * n + 4),
-    )
+    first, second = (Fraction(2 * count + 1, 2 * n + 4) for count in (only_first, only_second))
     variance = (first + second - (second - first) ** 2) / (n + 2)
     margin = stats.norm.ppf(0.975) * math.sqrt(variance)
     assert difference.value == pytest.approx((only_second - only_first) / n)

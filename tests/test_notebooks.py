@@ -47,16 +47,15 @@ def test_a_checked_cell_has_an_output_to_check(notebook):
         assert cell.outputs, cell.source
 
 
-def test_no_path_of_a_machine_is_in_it_but_in_the_doctor_s_report(notebook):
+def test_no_path_of_a_machine_is_in_it(notebook):
     for cell in code(notebook):
-        if "doctor" not in cell.source:
-            assert not re.search(r"(/home/|/root/|/tmp/|/Users/|C:\\\\)", json.dumps(cell))
+        assert not re.search(r"(/home/|/root/|/tmp/|/Users/|C:\\\\)", json.dumps(cell))
 
 
 def test_code_cells_are_short(notebook):
     lengths = [len(cell.source.splitlines()) for cell in code(notebook)]
     assert statistics.median(lengths) <= 8
-    assert max(lengths) <= 20
+    assert max(lengths) <= 25
 
 
 def test_every_cell_has_its_role_in_the_slides(notebook):

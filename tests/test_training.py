@@ -90,6 +90,12 @@ def test_shuffled_epochs_mix_the_rows_of_a_batch_anew():
     assert len(first & second) < 10  # of 100
 
 
+def test_shuffled_batches_do_not_come_by_length():
+    batches = TextBatches(dataset(64), Words(), batch_size=4, shuffle=True)
+    lengths = [batch["input_ids"].shape[1] for batch in batches]
+    assert lengths not in (sorted(lengths), sorted(lengths, reverse=True))
+
+
 def test_shuffled_batches_hold_little_padding():
     batches = TextBatches(dataset(400), Words(), batch_size=4, shuffle=True)
     masks = [batch["attention_mask"] for batch in batches]

@@ -1,10 +1,21 @@
 import re
+from io import BytesIO
 
+import matplotlib.image
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from compresslab.assets import DATA
-from compresslab.widgets import explore_memory, memory_report
+from compresslab.storage import save
+from compresslab.widgets import (
+    explore_memory,
+    explore_sparsity,
+    mask_picture,
+    memory_report,
+    sparsity_report,
+)
 
 DEVICES = pd.read_csv(DATA / "devices.csv")
 
@@ -50,3 +61,34 @@ def test_every_control_has_a_name():
     assert [c.description for c in controls] == [
         "parameters", "bits a weight", "context", "sequences at once",
     ]  # fmt: skip
+
+
+def run(sparsity: float) -> dict:
+    return {"sparsity": sparsity, "value": 0.8, "low": 0.7, "high": 0.9}
+
+
+def test_the_sparsity_explorer_prints_the_bytes_that_a_file_would_have(tmp_path):
+    layer = nn.Linear(64, 96, bias=False)
+    small = layer.weight.detach().abs().flatten().argsort()[: 96 * 64 // 2]
+    layer.weight.data.view(-1)[small] = 0
+    text = sparsity_report(layer.weight, run(0.5))
+    assert "3,072 of 6,144 weights stay" in text
+    for name in ("dense", "bitmap", "csr"):
+        printed = int(re.search(rf"(?i){name}</td>.*?([\d,]+) kB", text)[1])
+        assert abs(save(layer, tmp_path / name, encoding=name) / 1000 - printed) < 0.8  # header
+
+
+def test_the_picture_is_white_where_a_weight_is_removed():
+    weight = torch.tensor([[1.0, 0.1], [0.2, 2.0]])
+    picture = matplotlib.image.imread(BytesIO(mask_picture(weight, 0.5, size=2)))
+    white = (picture[::6, ::6, :3] == 1).all(-1)
+    assert white.tolist() == [[False, True], [True, False]]
+
+
+def test_moving_the_sparsity_changes_picture_and_text():
+    explorer = explore_sparsity(torch.randn(8, 8), [run(0.1), run(0.5)])
+    slider, (picture, answer) = explorer.children[0], explorer.children[1].children
+    before = picture.value, answer.value
+    slider.value = "50%"
+    assert picture.value != before[0]
+    assert answer.value != before[1]

@@ -160,6 +160,8 @@ def _once(folder: Path, make: Callable[[Path], None], *, done: Callable[[], bool
                 whole = Path(work) / "whole"
                 whole.mkdir()
                 make(whole)
+                for file in whole.iterdir():
+                    file.chmod(0o644)  # a cache may be shared by several users
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(whole, folder)
     except OSError as error:

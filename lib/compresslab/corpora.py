@@ -46,7 +46,8 @@ def load_reviews(*, source: str = "pypi") -> DatasetDict:
     Args:
         source: "pypi" for the sentences above, or "hub" for `stanfordnlp/sst2` from the Hugging
             Face hub, which has 67,349 training phrases, no ratings (the column is NaN), and
-            whose `validation` serves as `test`: 1,000 sentences of its `train` are `validation`.
+            whose `validation` serves as `test`. `validation` is 1,000 phrases of its `train`, and
+            phrases of one sentence may lie on both sides of that split.
 
     Raises:
         ValueError: unknown source.

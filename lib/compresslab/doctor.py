@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import psutil
 import torch
@@ -75,7 +76,7 @@ def assets() -> list[Check]:
     results = []
     for asset in read_manifest().values():
         damaged = asset.damaged()
-        found = f"damaged or missing: {damaged[0]}" if damaged else f"in {asset.folder}"
+        found = f"damaged or missing: {damaged[0]}" if damaged else f"in {_short(asset.folder)}"
         results.append(Check(asset.title, not damaged, found, "make assets"))
     free = shutil.disk_usage(_existing(cache_folder())).free
     if any(not check.ok for check in results):
@@ -86,7 +87,15 @@ def assets() -> list[Check]:
     return results
 
 
-def _existing(folder):
+def _short(folder: Path) -> str:
+    """The folder with ~ for the home folder."""
+    home = Path.home()
+    return (
+        f"~/{folder.relative_to(home).as_posix()}" if folder.is_relative_to(home) else str(folder)
+    )
+
+
+def _existing(folder: Path) -> Path:
     while not folder.exists():
         folder = folder.parent
     return folder

@@ -1,4 +1,4 @@
-"""Find, replace and observe the linear layers of a model: what most methods start from."""
+"""Find, replace, observe and shrink the layers of a model: what most methods start from."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,3 +49,32 @@ def observe_inputs(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def bert_layers(model: nn.Module) -> nn.ModuleList:
+    """The encoder layers of a BERT, with or without a head.
+
+    Raises:
+        ValueError: `model` is none.
+    """
+    try:
+        return model.base_model.encoder.layer
+    except AttributeError:
+        raise ValueError(f"{type(model).__name__} has no layers of a BERT") from None
+
+
+def layer_at(layers: nn.ModuleList, i: int) -> nn.Module:
+    """Layer `i`, counted from 0. Raises ValueError if there is none."""
+    if not 0 <= i < len(layers):
+        raise ValueError(f"layers are 0 to {len(layers) - 1}, not {i}")
+    return layers[i]
+
+
+def keep_features_(linear: nn.Linear, index: Tensor, *, dim: int) -> None:
+    """Make a linear layer smaller: keep some outputs (dim 0, with their bias) or inputs (dim 1)."""
+    names = ("weight", "bias") if dim == 0 and linear.bias is not None else ("weight",)
+    for name in names:
+        old = getattr(linear, name)
+        new = old.detach().index_select(dim, index.to(old.device))
+        setattr(linear, name, nn.Parameter(new, requires_grad=old.requires_grad))
+    linear.out_features, linear.in_features = linear.weight.shape

@@ -179,6 +179,7 @@ def compare_latency(
         order = list(candidates)
         generator = random.Random(seed)
         gc.collect()
+        collects = gc.isenabled()
         gc.disable()
         try:
             for _ in range(rounds):
@@ -186,7 +187,8 @@ def compare_latency(
                 for name in order:
                     times[name].append(_time(candidates[name], repeats[name]))
         finally:
-            gc.enable()
+            if collects:
+                gc.enable()
     return {
         name: Latency(
             speedup=median_interval([b / t for b, t in zip(times[baseline], own, strict=True)]),
@@ -235,14 +237,17 @@ def median_interval(values: list[float]) -> Estimate:
 # ---------------------------------------------------------------- memory
 
 
-def peak_memory(call: Callable[[], object]) -> int:
+def peak_memory(call: Callable[[], object], *, device: str | torch.device = "cpu") -> int:
     """Bytes of tensors that were alive at once, at most, among those made while `call()` ran.
 
     What existed before (weights, inputs) is not counted. On a GPU this is the allocator's own
     peak. On a CPU it is the sum of live tensor storages: the same on every machine, but without
     the scratch memory inside an operation and without the interpreter.
+
+    Args:
+        device: on which `call` computes.
     """
-    if torch.cuda.is_available():
+    if torch.device(device).type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()

@@ -1,5 +1,5 @@
 """The course's figures: one style, colours that colour-blind readers can tell apart (Okabe and
-Ito), and an alt text and a caption with every picture.
+Ito), and an alt text and a caption with every picture. Importing this module sets the style.
 
     figure = pareto(load_rows())
     show(figure, alt="…", caption="…")
@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 
 from .assets import DATA
 from .measure import accuracy
-from .scoreboard import DENSE, correct_of, speedup_of
+from .scoreboard import correct_of, speedup_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-STYLE = {
+plt.rcParams |= {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
     "font.size": 13,
@@ -37,9 +37,8 @@ STYLE = {
 
 
 def new(width: float = 9, height: float = 4.5, *, columns: int = 1, **options):
-    """A figure and its axes in the course's style, `columns` beside each other."""
-    with plt.rc_context(STYLE):
-        return plt.subplots(1, columns, figsize=(width, height), **options)
+    """A figure and its axes, `columns` beside each other."""
+    return plt.subplots(1, columns, figsize=(width, height), **options)
 
 
 def show(figure: Figure, *, alt: str, caption: str = "") -> None:
@@ -75,12 +74,15 @@ def model_sizes(models: pd.DataFrame, lines: dict[str, tuple[np.ndarray, np.ndar
             )  # fmt: skip
     for i, (label, (dates, values)) in enumerate(lines.items()):
         axes.plot(dates, values, color=COLOURS[6], ls=("-", "--", ":")[i], lw=1.6, label=label)
-    offsets = {"BERT-Large": (6, -12), "DistilBERT": (6, -12), "SmolLM2-135M": (6, -13)}
-    named = ("GPT-2", "GPT-3", "PaLM 540B", "Switch-C", "DeepSeek-V3", "Llama 3.1 405B", "Kimi K2")
-    for _, model in models[models.name.isin((*named, *offsets))].iterrows():
+    labels = {
+        "BERT-Large": (-72, 2), "GPT-2": (-42, 0), "GPT-3": (-40, 4), "Switch-C": (7, -4),
+        "DistilBERT": (7, -4), "PaLM 540B": (7, -2), "DeepSeek-V3": (-78, 2), "Kimi K2": (-52, 2),
+        "SmolLM2-135M": (-36, -15),
+    }  # fmt: skip
+    for _, model in models[models.name.isin(labels)].iterrows():
         axes.annotate(
             model["name"], (model.date, model.parameters), textcoords="offset points",
-            xytext=offsets.get(model["name"], (-4, 7)), fontsize=10,
+            xytext=labels[model["name"]], fontsize=10,
         )  # fmt: skip
     axes.set(yscale="log", xlabel="published", ylabel="parameters")
     axes.legend(fontsize=10, loc="lower right", ncols=2)
@@ -105,9 +107,13 @@ def roofline(
         xscale="log", yscale="log", xlabel="operations for each byte moved",
         ylabel="10⁹ operations a second",
     )  # fmt: skip
-    axes.text(0.13, 0.25 * bandwidth / 1e9, "bound by memory", rotation=33, fontsize=11)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_formatter("")
+    axes.set_ylim(0.06 * bandwidth / 1e9, 2 * peak_flops / 1e9)
+    axes.text(0.11, 2.2 * bandwidth / 1e9, "bound by memory", fontsize=11)
     axes.text(
-        1.3 * peak_flops / bandwidth, 1.15 * peak_flops / 1e9, "bound by arithmetic", fontsize=11
+        1.3 * peak_flops / bandwidth, 1.12 * peak_flops / 1e9, "bound by arithmetic", fontsize=11
     )
     axes.legend(fontsize=11, loc="lower right")
     return figure
@@ -126,23 +132,22 @@ def redundancy(
     figure, (left, middle, right) = new(13, 4.4, columns=3)
     for i, (label, values) in enumerate(weights.items()):
         left.hist(
-            values, bins=np.linspace(-0.25, 0.25, 101), density=True, histtype="step",
+            values, bins=np.linspace(-0.25, 0.25, 101), density=True, log=True, histtype="step",
             color=COLOURS[i], ls=("-", "--")[i % 2], lw=1.8, label=label,
         )  # fmt: skip
-    left.set(xlabel="weight", ylabel="density", title="most weights are small")
+    left.set(xlabel="weight", ylabel="density", title="weights")
     for i, (label, values) in enumerate(spectra.items()):
         energy = np.cumsum(values**2) / np.sum(values**2)
         rank = np.arange(1, len(values) + 1) / len(values)
         middle.plot(rank, energy, color=COLOURS[i], ls=("-", "--")[i % 2], label=label)
-    middle.set(
-        xlabel="rank kept / full rank", ylabel="energy kept", title="few directions carry most"
-    )
-    image = right.imshow(similarity, vmin=0, vmax=1, cmap="cividis")
-    right.set(xlabel="head", ylabel="head", title="some heads attend alike")
+    middle.set(xlabel="rank kept / full rank", ylabel="energy kept", title="directions")
+    image = right.imshow(similarity, vmin=0.3, vmax=1, cmap="cividis")
+    right.set(xlabel="head", ylabel="head", title="heads")
     right.grid(False)
     figure.colorbar(image, ax=right, label="cosine similarity", shrink=0.8)
-    for axes in (left, middle):
-        axes.legend(fontsize=10, loc="best")
+    left.margins(y=0.3)
+    left.legend(fontsize=10, loc="upper left")
+    middle.legend(fontsize=10, loc="lower right")
     return figure
 
 
@@ -176,28 +181,30 @@ def method_map() -> Figure:
         "memory\nat run time",
         "data",
         "training",
-        "hardware",
+        "kernels or\nhardware",
     )
     # 2: yes, 1: in part or only in some forms, 0: no. The lectures measure every one of these.
     saves = (
-        (2, 1, 1, 1, 1, 1, 1),
-        (2, 0, 2, 2, 1, 1, 2),
+        (1, 1, 1, 1, 1, 1, 1),
+        (2, 0, 1, 2, 1, 1, 2),
         (2, 2, 1, 2, 1, 1, 0),
         (2, 2, 2, 2, 2, 2, 0),
-        (2, 0, 0, 1, 1, 2, 0),
-        (0, 2, 2, 2, 2, 2, 1),
+        (2, 0, 1, 1, 1, 1, 0),
+        (0, 1, 1, 1, 2, 2, 1),
     )
     figure, axes = new(12.5, 6.8)
-    axes.set(xlim=(0, 14.6), ylim=(-0.6, 7.3))
+    axes.set(xlim=(0, 14.6), ylim=(-0.6, 7.8))
     axes.axis("off")
     for j, column in enumerate(columns):
         x = 7.2 + j + (0.4 if j > 3 else 0)
         axes.text(x, 6.15, column, ha="left", va="bottom", fontsize=12, rotation=35)
         for i, values in enumerate(saves):
             _dot(axes, x, 5.5 - i, values[j], COLOURS[0] if j < 4 else COLOURS[1])
-    axes.text(8.7, -0.45, "saves", ha="center", fontsize=13, color=COLOURS[0], weight="bold")
-    axes.text(12.6, -0.45, "needs", ha="center", fontsize=13, color=COLOURS[1], weight="bold")
-    axes.text(0.2, -0.45, "full: yes     half: in some forms     empty: no", fontsize=11)
+    for x, text, colour in ((8.7, "saves", COLOURS[0]), (12.6, "needs", COLOURS[1])):
+        axes.text(x, 7.4, text, ha="center", fontsize=14, color=colour, weight="bold")
+    axes.text(
+        0.2, -0.45, "full: yes   half: in some forms, or at long lengths   empty: no", fontsize=11
+    )
     for i, (icon, family, change) in enumerate(zip(icons, families, changes, strict=True)):
         y = 5.5 - i
         axes.imshow(
@@ -216,6 +223,62 @@ def _dot(axes, x: float, y: float, value: int, colour: str) -> None:
     )  # fmt: skip
 
 
+# ---------------------------------------------------------------- lecture 2
+
+
+def sparsity_curves(curves: dict[str, list[dict]], *, dense: dict) -> Figure:
+    """Accuracy against sparsity, with intervals, and the dense model's as a band.
+
+    Args:
+        curves: label -> runs with `sparsity`, and `value`, `low`, `high` of the accuracy.
+        dense: `value`, `low`, `high` of the dense model.
+    """
+    figure, axes = new(9, 4.5)
+    axes.axhspan(100 * dense["low"], 100 * dense["high"], color="#dddddd", label="dense")
+    for i, (label, runs) in enumerate(curves.items()):
+        value = np.array([100 * run["value"] for run in runs])
+        ends = 100 * np.array([[run["low"] for run in runs], [run["high"] for run in runs]])
+        axes.errorbar(
+            [100 * run["sparsity"] for run in runs], value, yerr=np.abs(ends - value),
+            fmt=MARKERS[i] + ("-", "--", ":")[i % 3], color=COLOURS[i], capsize=3, label=label,
+        )  # fmt: skip
+    axes.set(xlabel="weights removed, %", ylabel="accuracy on validation, %")
+    axes.legend(loc="lower left")
+    return figure
+
+
+def layer_scan(scan: dict, *, sparsity: float) -> Figure:
+    """What is left of the accuracy when one linear layer of the encoder alone is pruned.
+
+    Args:
+        scan: `sparsities`, `dense` accuracy, and `layers`: name -> accuracy at each sparsity.
+    """
+    column = list(scan["sparsities"]).index(sparsity)
+    kinds = {
+        "attention.self.query": "query", "attention.self.key": "key",
+        "attention.self.value": "value", "attention.output.dense": "attention output",
+        "intermediate.dense": "feed-forward up", "output.dense": "feed-forward down",
+    }  # fmt: skip
+    depth = 1 + max(int(name.split(".")[1]) for name in scan["layers"])
+    drop = np.array(
+        [
+            [100 * (scan["layers"][f"layer.{d}.{k}"][column] - scan["dense"]) for d in range(depth)]
+            for k in kinds
+        ]
+    )
+    figure, axes = new(9, 4.6)
+    image = axes.imshow(drop, cmap="cividis", vmax=0, vmin=min(-5, drop.min()), aspect="auto")
+    for i, row in enumerate(drop):
+        for d, value in enumerate(row):
+            dark = value < 0.5 * drop.min()
+            axes.text(d, i, f"{value:+.1f}", ha="center", va="center", color="w" if dark else "k")
+    axes.set(xlabel="layer", xticks=range(depth), xticklabels=range(1, depth + 1))
+    axes.set_yticks(range(len(kinds)), kinds.values())
+    axes.grid(False)
+    figure.colorbar(image, ax=axes, label="points against the dense model")
+    return figure
+
+
 # ---------------------------------------------------------------- every lecture
 
 
@@ -224,7 +287,7 @@ def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
 
     The line joins the models that no other one beats on both axes.
     """
-    figure, panels = new(12, 4.8, columns=2, sharey=True)
+    figure, panels = new(12, 5, columns=2, sharey=True)
     estimates = [accuracy(correct_of(row)) for row in rows]
     quality = [100 * e.value for e in estimates]
     sizes = [row["bytes"] / 1e6 for row in rows]
@@ -233,19 +296,20 @@ def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
     for axes, values, smaller in ((panels[0], sizes, True), (panels[1], speeds, False)):
         front = _front(values, quality, smaller=smaller)
         axes.plot([values[i] for i in front], [quality[i] for i in front], color="#999999", lw=1)
-        for row, e, x, y in zip(rows, estimates, values, quality, strict=True):
+        points = enumerate(zip(rows, estimates, values, quality, strict=True), start=1)
+        for number, (row, e, x, y) in points:
             k = lectures.index(row["lecture"])
             axes.errorbar(
                 x, y, yerr=[[y - 100 * e.low], [100 * e.high - y]], fmt=MARKERS[k], ms=8,
-                color=COLOURS[6] if row["name"] == DENSE else COLOURS[k], capsize=3, lw=1,
+                color=COLOURS[k], capsize=3, lw=1, label=f"{number}  {row['name']}",
             )  # fmt: skip
-            axes.annotate(
-                row["name"], (x, y), textcoords="offset points", xytext=(7, 6), fontsize=10
-            )
+            axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(7, 5))
         axes.set_xscale("log")
-        axes.margins(x=0.25)
+        axes.margins(x=0.15)
     panels[0].set(xlabel="megabytes on disk (better to the left)", ylabel="accuracy on test, %")
     panels[1].set(xlabel=f"speed-up at batch {batch_size} (better to the right)")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=11)
     return figure
 
 

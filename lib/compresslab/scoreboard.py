@@ -136,6 +136,12 @@ def table(rows: list[dict]) -> pd.DataFrame:
             line["vs dense"] = f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
         for size in BATCH_SIZES:
             s = speedup_of(row, size)
-            line[f"speed-up, batch {size}"] = f"{s.value:.2f}× ({s.low:.2f}–{s.high:.2f})"
+            line[f"speed-up, batch {size}"] = (
+                f"{_times(s.value)} ({_times(s.low)}–{_times(s.high)})"
+            )
         lines.append(line | {"note": row["note"]})
     return pd.DataFrame(lines).set_index("model")
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.2f}×"

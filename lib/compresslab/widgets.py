@@ -2,13 +2,18 @@
 keeps its last state in the notebook, so that it makes sense without a kernel.
 """
 
+import math
 from html import escape
+from io import BytesIO
 
 import ipywidgets
+import matplotlib.image
 import pandas as pd
+from torch import Tensor
 
 from .assets import DATA
 from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_bytes
+from .pruning.masks import keep_largest
 
 WIDE = {"description_width": "12em"}
 
@@ -67,11 +72,71 @@ def memory_report(
             f"<td style='text-align:right'>{_speed(speed) if fits else ''}</td></tr>"
         )
     return (
+        "<div style='line-height:1.25'>"
         f"<p><b>weights {_size(weights)} + KV cache {_size(cache)} = {_size(total)}</b> "
         f"({_count(parameters)} parameters at {bits} bits; {batch} × {context:,} tokens; "
         f"a decoder of {shape.layers} layers with {shape.kv_heads} key-value heads is assumed)</p>"
         "<table><tr><th></th><th>device</th><th>memory</th><th>share of it</th>"
-        f"<th>tokens/s at most</th></tr>{''.join(lines)}</table>"
+        f"<th>tokens/s at most</th></tr>{''.join(lines)}</table></div>"
+    )
+
+
+def explore_sparsity(weight: Tensor, runs: list[dict]) -> ipywidgets.Widget:
+    """Sparsity -> which weights of a matrix stay, its bytes in three formats, and the accuracy.
+
+    Args:
+        weight: a matrix of the classifier's encoder (out_features, in_features).
+        runs: recorded runs with `sparsity` and the accuracy's `value`, `low` and `high`.
+    """
+    runs = {f"{run['sparsity']:.0%}": run for run in runs}
+    slider = ipywidgets.SelectionSlider(
+        options=list(runs), description="weights removed", style=WIDE,
+        layout=ipywidgets.Layout(width="34em"),
+    )  # fmt: skip
+    picture = ipywidgets.Image(format="png", width=384, height=384)
+    answer = ipywidgets.HTML()
+
+    def update(_=None) -> None:
+        run = runs[slider.value]
+        picture.value = mask_picture(weight, run["sparsity"])
+        answer.value = sparsity_report(weight, run)
+
+    slider.observe(update, "value")
+    update()
+    return ipywidgets.VBox([slider, ipywidgets.HBox([picture, answer])])
+
+
+def mask_picture(weight: Tensor, sparsity: float, *, size: int = 64) -> bytes:
+    """PNG of the top left corner of |weight|, dark is small, with the removed weights white."""
+    mask = keep_largest(weight.detach().abs(), sparsity)[:size, :size]
+    corner = weight.detach().abs()[:size, :size]
+    colours = matplotlib.colormaps["cividis"]((corner / corner.max()).numpy())
+    colours[~mask.numpy()] = 1
+    buffer = BytesIO()
+    matplotlib.image.imsave(buffer, colours.repeat(6, 0).repeat(6, 1), format="png")
+    return buffer.getvalue()
+
+
+def sparsity_report(weight: Tensor, run: dict) -> str:
+    """The explorer's answer as HTML: counts and bytes of this matrix, accuracy of the model."""
+    n = weight.numel()
+    kept = n - round(run["sparsity"] * n)
+    sizes = {
+        "dense": 4 * n,
+        "bitmap": 4 * kept + math.ceil(n / 8),
+        "CSR": 6 * kept + 4 * (weight.shape[0] + 1),
+    }
+    lines = "".join(
+        f"<tr><td>{name}</td><td style='text-align:right'>{size / 1000:,.0f} kB</td>"
+        f"<td>{_bar(size / (4 * n))}</td></tr>"
+        for name, size in sizes.items()
+    )
+    accuracy = " to ".join(f"{100 * run[end]:.1f}" for end in ("low", "high"))
+    return (
+        f"<div style='line-height:1.4;margin-left:1em'><p>{kept:,} of {n:,} weights stay "
+        f"(white: removed; yellow: large)</p><table>{lines}</table>"
+        f"<p>the whole encoder pruned like this: accuracy <b>{100 * run['value']:.1f} %</b> "
+        f"({accuracy})</p></div>"
     )
 
 

@@ -86,6 +86,11 @@ def test_only_the_two_factors_get_gradients_and_they_are_right():
     )
 
 
+def test_a_layer_of_its_own_freezes_what_it_adapts():
+    layer = LoRALinear(nn.Linear(6, 10), rank=3, alpha=1.0)
+    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_a", "lora_b"]
+
+
 def test_merged_model_computes_the_same(x):
     model = tuned()
     expected = model(x)
@@ -212,3 +217,29 @@ def test_adapter_that_does_not_fit_is_refused_by_name(change, message):
     change(state)
     with pytest.raises(ValueError, match=message):
         load_lora_(adapt(make()), state)
+
+
+def test_a_rank_too_large_for_one_layer_leaves_the_model_without_adapters():
+    model = make()
+    with pytest.raises(ValueError, match="rank must be between 1 and 6"):
+        add_lora_(model, rank=7)
+    assert not any(isinstance(module, LoRALinear) for module in model.modules())
+
+
+def test_an_adapter_of_another_shape_changes_nothing():
+    model = adapt(make(), rank=2)
+    before = lora_state(model)
+    wrong = {name: torch.ones_like(tensor) for name, tensor in before.items()}
+    last = list(wrong)[-1]
+    wrong[last] = torch.ones(1, 1)
+    with pytest.raises(ValueError, match=last):
+        load_lora_(model, wrong)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lora_state(model).items())
+
+
+def test_the_state_is_a_copy_that_further_training_leaves_alone():
+    model = adapt(make(), rank=2)
+    state = lora_state(model)
+    with torch.no_grad():
+        model.up.lora_a.zero_()
+    assert (state["up.lora_a"] != 0).all()

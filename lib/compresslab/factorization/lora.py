@@ -90,11 +90,18 @@ def add_lora_(
     Args:
         rank: of every update.
         alpha: default 2 · rank, a scale of 2.
+
+    Raises:
+        ValueError: a layer is too small for the rank; the model is left without adapters.
     """
     model.requires_grad_(False)
     alpha = 2 * rank if alpha is None else alpha
-    for name, linear in find_linears(model).items():
-        replace_(model, name, LoRALinear(linear, rank=rank, alpha=alpha, generator=generator))
+    adapted = {
+        name: LoRALinear(linear, rank=rank, alpha=alpha, generator=generator)
+        for name, linear in find_linears(model).items()
+    }
+    for name, layer in adapted.items():
+        replace_(model, name, layer)
 
 
 def merge_lora_(model: nn.Module) -> None:
@@ -106,15 +113,17 @@ def merge_lora_(model: nn.Module) -> None:
 
 
 def lora_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained tensors by name: what an adapter file holds."""
-    return {name: p.detach().cpu() for name, p in model.named_parameters() if p.requires_grad}
+    """Copies of the trained tensors by name: what an adapter file holds."""
+    return {
+        name: p.detach().cpu().clone() for name, p in model.named_parameters() if p.requires_grad
+    }
 
 
 def load_lora_(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Copy the tensors of `lora_state` into a model that was prepared in the same way.
 
     Raises:
-        ValueError: a name or a shape of `state` does not fit the model.
+        ValueError: a name or a shape of `state` does not fit the model, which is left as it was.
     """
     expected = {name for name, p in model.named_parameters() if p.requires_grad}
     if expected != set(state):
@@ -123,11 +132,12 @@ def load_lora_(model: nn.Module, state: dict[str, Tensor]) -> None:
             f"the adapter does not fit the model: {len(odd)} names differ, as {odd[0]}"
         )
     parameters = dict(model.named_parameters())
+    for name, tensor in state.items():
+        if parameters[name].shape != tensor.shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} in the adapter and "
+                f"{tuple(parameters[name].shape)} in the model"
+            )
     with torch.no_grad():
         for name, tensor in state.items():
-            if parameters[name].shape != tensor.shape:
-                raise ValueError(
-                    f"{name} has shape {tuple(tensor.shape)} in the adapter and "
-                    f"{tuple(parameters[name].shape)} in the model"
-                )
             parameters[name].copy_(tensor)
