@@ -1,6 +1,6 @@
 """Find, replace, observe and shrink the layers of a model: what most methods start from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -49,6 +49,23 @@ def observe_inputs(model: nn.Module, see: Callable[[str, Tensor], None]) -> Iter
     finally:
         for handle in handles:
             handle.remove()
+
+
+def check_fits(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, what: str) -> None:
+    """Refuse a `state`, called `what` in the message, that has not the names and shapes expected.
+
+    Raises:
+        ValueError: a name or a shape differs.
+    """
+    if state.keys() != expected.keys():
+        odd = sorted(state.keys() ^ expected.keys())
+        raise ValueError(f"the {what} does not fit the model: {len(odd)} names differ, as {odd[0]}")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise ValueError(
+                f"{name} has shape {tuple(tensor.shape)} in the {what} and "
+                f"{tuple(expected[name].shape)} in the model"
+            )
 
 
 def bert_layers(model: nn.Module) -> nn.ModuleList:

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from tiny_bert import double_loss, logits
 from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
@@ -38,34 +39,12 @@ def model():
     return BertForSequenceClassification(config).double().eval()
 
 
-@pytest.fixture(scope="module")
-def data():
-    """Eight sentences of up to 7 tokens, padded."""
-    generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(40, (8, 7), generator=generator)
-    lengths = torch.tensor([7, 3, 5, 7, 4, 6, 2, 7])
-    mask = (torch.arange(7) < lengths[:, None]).long()
-    labels = torch.randint(2, (8,), generator=generator)
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
 def split(data, size):
     """Batches of `size`, each padded to its longest sentence."""
     for start in range(0, 8, size):
         batch = {name: x[start : start + size] for name, x in data.items()}
         length = int(batch["attention_mask"].sum(1).max())
         yield {name: x[:, :length] if x.ndim == 2 else x for name, x in batch.items()}
-
-
-def logits(model, data):
-    with torch.no_grad():
-        return model(data["input_ids"], attention_mask=data["attention_mask"]).logits
-
-
-def double_loss(model, batch):
-    """`classification_loss` computes in float32, too coarse for the comparisons here."""
-    out = model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return F.cross_entropy(out, batch["labels"])
 
 
 def gated_loss(model, batch, gates):

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import find_linears, replace_
+from ..layers import check_fits, find_linears, replace_
 
 
 class LoRALinear(nn.Module):
@@ -125,19 +125,8 @@ def load_lora_(model: nn.Module, state: dict[str, Tensor]) -> None:
     Raises:
         ValueError: a name or a shape of `state` does not fit the model, which is left as it was.
     """
-    expected = {name for name, p in model.named_parameters() if p.requires_grad}
-    if expected != set(state):
-        odd = sorted(expected ^ set(state))
-        raise ValueError(
-            f"the adapter does not fit the model: {len(odd)} names differ, as {odd[0]}"
-        )
-    parameters = dict(model.named_parameters())
-    for name, tensor in state.items():
-        if parameters[name].shape != tensor.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} in the adapter and "
-                f"{tuple(parameters[name].shape)} in the model"
-            )
+    expected = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    check_fits(state, expected, what="adapter")
     with torch.no_grad():
         for name, tensor in state.items():
-            parameters[name].copy_(tensor)
+            expected[name].copy_(tensor)

@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..layers import find_linears
+from ..layers import check_fits, find_linears
 from .masks import apply_masks_, hold_masks, keep_largest, keep_largest_globally
 
 AfterStep = Callable[[int, int], None]
@@ -102,18 +102,7 @@ def rewind_(
         ValueError: a name or a shape of `checkpoint` does not fit the model, which is left as it
             was; or a mask has not the shape of its weight.
     """
-    state = model.state_dict()
-    if state.keys() != checkpoint.keys():
-        odd = sorted(state.keys() ^ checkpoint.keys())
-        raise ValueError(
-            f"the checkpoint does not fit the model: {len(odd)} names differ, as {odd[0]}"
-        )
-    for name, tensor in checkpoint.items():
-        if state[name].shape != tensor.shape:
-            raise ValueError(
-                f"{name} has shape {tuple(tensor.shape)} in the checkpoint and "
-                f"{tuple(state[name].shape)} in the model"
-            )
+    check_fits(checkpoint, model.state_dict(), what="checkpoint")
     model.load_state_dict(checkpoint)
     apply_masks_(model, masks)
 

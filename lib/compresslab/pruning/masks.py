@@ -28,10 +28,15 @@ def keep_largest(scores: Tensor, sparsity: float) -> Tensor:
         ValueError: sparsity outside [0, 1], or a score is not a number.
     """
     _check(scores, sparsity)
-    keep = scores.numel() - round(sparsity * scores.numel())
-    order = scores.flatten().argsort(descending=True, stable=True)
-    mask = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
-    mask[order[:keep]] = True
+    flat = scores.flatten()
+    remove = round(sparsity * flat.numel())
+    if remove == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    # In linear time, since movement pruning does this at every step: no sorting.
+    last = flat.kthvalue(remove).values  # the largest that goes
+    mask = flat > last
+    tied = (flat == last).nonzero()[: flat.numel() - remove - int(mask.sum())]
+    mask[tied] = True
     return mask.view(scores.shape)
 
 

@@ -45,6 +45,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..layers import find_linears, replace_
+from .masks import keep_largest, keep_largest_globally
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -142,13 +143,15 @@ def set_kept_(model: nn.Module, fraction: float, *, globally: bool = False) -> N
     Raises:
         ValueError: fraction outside [0, 1], a score is not a number, or the model has no masks.
     """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
     layers = _find_masked(model)
-    rankings = [layer.ranking().flatten() for layer in layers]
+    rankings = {str(i): layer.ranking().flatten() for i, layer in enumerate(layers)}
     if globally:
-        masks = _keep_top(torch.cat(rankings), fraction).split([r.numel() for r in rankings])
+        masks = keep_largest_globally(rankings, 1 - fraction)
     else:
-        masks = [_keep_top(ranking, fraction) for ranking in rankings]
-    for layer, mask in zip(layers, masks, strict=True):
+        masks = {i: keep_largest(ranking, 1 - fraction) for i, ranking in rankings.items()}
+    for layer, mask in zip(layers, masks.values(), strict=True):
         layer.mask.copy_(mask.view_as(layer.mask))
 
 
@@ -200,22 +203,6 @@ def merge_masks_(model: nn.Module) -> dict[str, Tensor]:
             replace_(model, name, module.merged())
             masks[name] = module.mask
     return masks
-
-
-def _keep_top(scores: Tensor, fraction: float) -> Tensor:
-    """`masks.keep_largest` of a vector in linear time, since it runs at every step: no sorting."""
-    if not 0 <= fraction <= 1:
-        raise ValueError(f"fraction must be between 0 and 1, not {fraction}")
-    if scores.isnan().any():
-        raise ValueError(f"scores of shape {tuple(scores.shape)} have a NaN")
-    remove = round((1 - fraction) * scores.numel())
-    if remove == 0:
-        return torch.ones_like(scores, dtype=torch.bool)
-    last = scores.kthvalue(remove).values  # the largest that goes
-    mask = scores > last
-    tied = (scores == last).nonzero()[: scores.numel() - remove - int(mask.sum())]
-    mask[tied] = True
-    return mask
 
 
 def _find_masked(model: nn.Module) -> list[MaskedLinear]:

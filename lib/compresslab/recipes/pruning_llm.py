@@ -41,8 +41,8 @@ def main() -> None:
         start = time.perf_counter()
         prune_(model.model)
         seconds = time.perf_counter() - start
-        zeros = [(p == 0).float().mean().item() for p in model.model.layers[0].mlp.parameters()]
-        run = {"method": method, "sparsity": sparsity, "seconds": seconds, "zeros": zeros[0]}
+        zeros = (model.model.layers[0].mlp.gate_proj.weight == 0).float().mean().item()
+        run = {"method": method, "sparsity": sparsity, "seconds": seconds, "zeros": zeros}
         runs.append(run | vars(perplexity(model, test)))
         print(runs[-1], flush=True)
 
