@@ -1,5 +1,6 @@
 # make lab    everything a student needs, then JupyterLab on the first lecture
 # make test   everything a contributor needs, then lint, unit tests and every notebook
+# make bench  the library beside its peers: takes minutes, prints ratios, asserts no time
 
 PYTHON ?= python3
 VENV := .venv
@@ -8,7 +9,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Jupyter refuses to run as root, as in a container, unless told that this is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
-.PHONY: lab test lint unit notebooks execute assets doctor clean
+.PHONY: lab test lint unit notebooks execute bench assets doctor clean
 
 lab: $(VENV)/lab assets
 	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_motivation.ipynb
@@ -32,6 +33,9 @@ assets: $(VENV)/lab
 # Run every notebook and save its outputs: before a commit. Without a time limit nbconvert may hang.
 execute: $(VENV)/test assets
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=120 $(NOTEBOOKS)
+
+bench: $(VENV)/test assets
+	@for file in benchmarks/*.py; do $(BIN)/python $$file; done
 
 doctor: $(VENV)/lab
 	@$(BIN)/python -m compresslab.doctor

@@ -25,6 +25,13 @@ def test_every_axis_of_every_figure_has_a_label():
             {"w": generator.normal(size=100)}, {"s": np.array([3.0, 2.0, 1.0])}, np.eye(4)
         ),
         plots.pareto(load_rows()),
+        plots.lines(
+            {"a": [(50, 80), (3, 60)], "b": [(50, 80, 78, 82)]},
+            xlabel="left",
+            ylabel="accuracy",
+            band=("dense", 84, 88),
+            log=True,
+        ),
     ]
     for figure in figures:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -53,3 +60,30 @@ def test_drawing_leaves_the_global_style_alone():
     before = plt.rcParams["font.size"]
     plots.new()
     assert plt.rcParams["font.size"] == before
+
+
+def test_lines_draw_every_point_and_interval_and_name_every_series():
+    figure = plots.lines(
+        {"a": [(1, 80), (2, 60)], "b": [(1, 70, 65, 72)]}, xlabel="x", ylabel="y", log=True
+    )
+    (axes,) = figure.axes
+    drawn = {c.get_label(): c.lines[0].get_xydata().tolist() for c in axes.containers}
+    assert drawn == {"a": [[1, 80], [2, 60]], "b": [[1, 70]]}
+    (bar,) = axes.containers[1].lines[2]
+    assert bar.get_segments()[0].tolist() == [[1, 65], [1, 72]]
+    assert axes.get_xticks().tolist() == [1, 2]
+
+
+def test_a_number_for_every_layer_stands_where_the_layer_is():
+    kinds = [
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+    ]
+    values = {f"layer.{d}.{kind}": 10 * i + d for d in range(2) for i, kind in enumerate(kinds)}
+    axes = plots.by_layer(values, label="number", form=".0f", vmin=0, vmax=100).axes[0]
+    printed = {t.get_position(): t.get_text() for t in axes.texts}
+    assert printed == {(d, i): str(10 * i + d) for d in range(2) for i in range(6)}

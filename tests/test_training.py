@@ -1,3 +1,4 @@
+import copy
 import math
 from types import SimpleNamespace
 
@@ -50,8 +51,9 @@ def test_every_row_comes_once_an_epoch_whole_with_its_label(rows, size, shuffle)
         assert all(0 < len(batch["labels"]) <= size for batch in passed)
         assert sorted(rows_of(passed)) == list(range(rows))
         for batch in passed:
-            for ids, mask, label in zip(*batch.values(), strict=True):
-                row = int(ids[0]) - 1000
+            for ids, mask, label, place in zip(*batch.values(), strict=True):
+                row = int(place)
+                assert int(ids[0]) - 1000 == row
                 words = [int(w) for w in data["text"][row].split()]
                 assert ids.tolist() == words + [99] * (len(ids) - len(words))
                 assert mask.tolist() == [1] * len(words) + [0] * (len(ids) - len(words))
@@ -60,7 +62,7 @@ def test_every_row_comes_once_an_epoch_whole_with_its_label(rows, size, shuffle)
 
 def test_batches_are_int64_and_no_longer_than_their_longest_row():
     for batch in TextBatches(dataset(50), Words(), batch_size=8, shuffle=True):
-        assert list(batch) == ["input_ids", "attention_mask", "labels"]
+        assert list(batch) == ["input_ids", "attention_mask", "labels", "rows"]
         assert {tensor.dtype for tensor in batch.values()} == {torch.int64}
         assert batch["attention_mask"].sum(1).max() == batch["input_ids"].shape[1]
 
@@ -218,6 +220,56 @@ def test_training_is_adamw_on_clipped_gradients(clip):
         optimizer.param_groups[0]["lr"] = 0.1 * (6 - step) / 6
         optimizer.step()
     torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+class Scored(Toy):
+    """A toy with a parameter beside its weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Parameter(torch.ones(1, dtype=torch.float64))
+        self.linear.scores = nn.Parameter(torch.ones(1, dtype=torch.float64))
+
+    def forward(self, x):
+        return super().forward(x) * self.scores * self.linear.scores
+
+
+def test_own_rates_are_those_of_the_named_parameters_without_weight_decay():
+    torch.manual_seed(0)
+    model = Scored()
+    other = copy.deepcopy(model)
+    fit(model, learning_rate=0.1, own_rates={"scores": 0.02}, weight_decay=0.3, warmup=0.0)
+    scores = [other.scores, other.linear.scores]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [other.linear.weight, other.linear.bias], "lr": 0.1, "weight_decay": 0.3},
+            {"params": scores, "lr": 0.02, "weight_decay": 0.0},
+        ]
+    )
+    for step, batch in enumerate(regression()):
+        optimizer.zero_grad()
+        squared_error(other, batch).backward()
+        nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+        for group, rate in zip(optimizer.param_groups, (0.1, 0.02), strict=True):
+            group["lr"] = rate * (6 - step) / 6
+        optimizer.step()
+    torch.testing.assert_close(model.state_dict(), other.state_dict(), rtol=1e-12, atol=1e-12)
+
+
+def test_all_that_trains_may_have_rates_of_its_own():
+    model = toy()
+    before = copy.deepcopy(model.state_dict())
+    fit(model, own_rates={"weight": 0.1, "bias": 0.0})
+    assert torch.equal(model.linear.bias, before["linear.bias"])
+    assert (model.linear.weight != before["linear.weight"]).all()
+
+
+@pytest.mark.parametrize("name", ["score", "linear.weight", "bias"])
+def test_a_rate_for_nothing_that_trains_is_refused(name):
+    model = toy()
+    model.linear.bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=f"own_rates names '{name}'"):
+        fit(model, own_rates={name: 0.1})
 
 
 def test_gradients_from_before_do_not_count():

@@ -12,9 +12,12 @@ from compresslab.storage import save
 from compresslab.widgets import (
     explore_memory,
     explore_sparsity,
+    explore_structure,
     mask_picture,
     memory_report,
     sparsity_report,
+    structure_picture,
+    structure_report,
 )
 
 DEVICES = pd.read_csv(DATA / "devices.csv")
@@ -92,3 +95,46 @@ def test_moving_the_sparsity_changes_picture_and_text():
     slider.value = "50%"
     assert picture.value != before[0]
     assert answer.value != before[1]
+
+
+def removed(fraction: float) -> dict:
+    return run(0.0) | {"removed": fraction, "speedup": 1.25}
+
+
+def test_neurons_leave_a_shorter_matrix_and_single_weights_one_with_holes():
+    weight = torch.arange(1.0, 49.0).view(12, 4)
+    shorter = matplotlib.image.imread(
+        BytesIO(structure_picture(weight, removed(1 / 3), neurons=True, size=12))
+    )
+    holes = matplotlib.image.imread(
+        BytesIO(structure_picture(weight, removed(1 / 3), neurons=False, size=12))
+    )
+    assert shorter.shape[:2] == (6 * 6, 4 * 6)  # a third of the encoder is half of the neurons
+    assert holes.shape[:2] == (12 * 6, 4 * 6)
+    assert not (shorter[..., :3] == 1).all(-1).any()
+    assert (holes[::6, ::6, :3] == 1).all(-1).sum() == 16
+
+
+@pytest.mark.parametrize(
+    ("fraction", "neurons", "parts"),
+    [
+        (1 / 3, True, ["6 × 4", "67 %", "1.25 times"]),
+        (1 / 3, False, ["12 × 4, 67% of it not zero", "70 %", "100 %"]),  # 2/3 + 1/32 by bitmap
+        (0.99, False, ["1% of it", "2 %"]),  # 1.5 · 1 % by CSR
+    ],
+)
+def test_the_structure_explorer_prints_shape_bytes_and_operations(fraction, neurons, parts):
+    text = structure_report(torch.ones(12, 4), removed(fraction), neurons=neurons)
+    assert all(part in text for part in parts), text
+
+
+def test_the_structure_explorer_answers_both_controls():
+    runs = {kind: [removed(0.1), removed(0.4)] for kind in ("single weights", "neurons")}
+    explorer = explore_structure(torch.randn(12, 4), runs)
+    shape, slider, box = explorer.children
+    answer, seen = box.children[1], []
+    for kind in runs:
+        for fraction in ("10%", "40%"):
+            shape.value, slider.value = kind, fraction
+            seen.append(answer.value)
+    assert len(set(seen)) == 4

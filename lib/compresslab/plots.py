@@ -233,18 +233,15 @@ def sparsity_curves(curves: dict[str, list[dict]], *, dense: dict) -> Figure:
         curves: label -> runs with `sparsity`, and `value`, `low`, `high` of the accuracy.
         dense: `value`, `low`, `high` of the dense model.
     """
-    figure, axes = new(9, 4.5)
-    axes.axhspan(100 * dense["low"], 100 * dense["high"], color="#dddddd", label="dense")
-    for i, (label, runs) in enumerate(curves.items()):
-        value = np.array([100 * run["value"] for run in runs])
-        ends = 100 * np.array([[run["low"] for run in runs], [run["high"] for run in runs]])
-        axes.errorbar(
-            [100 * run["sparsity"] for run in runs], value, yerr=np.abs(ends - value),
-            fmt=MARKERS[i] + ("-", "--", ":")[i % 3], color=COLOURS[i], capsize=3, label=label,
-        )  # fmt: skip
-    axes.set(xlabel="weights removed, %", ylabel="accuracy on validation, %")
-    axes.legend(loc="lower left")
-    return figure
+    return lines(
+        {
+            label: [(100 * run["sparsity"], *_percent(run)) for run in runs]
+            for label, runs in curves.items()
+        },
+        xlabel="weights removed, %",
+        ylabel="accuracy on validation, %",
+        band=("dense", *_percent(dense)[1:]),
+    )
 
 
 def layer_scan(scan: dict, *, sparsity: float) -> Figure:
@@ -254,32 +251,89 @@ def layer_scan(scan: dict, *, sparsity: float) -> Figure:
         scan: `sparsities`, `dense` accuracy, and `layers`: name -> accuracy at each sparsity.
     """
     column = list(scan["sparsities"]).index(sparsity)
+    drop = {name: 100 * (values[column] - scan["dense"]) for name, values in scan["layers"].items()}
+    return by_layer(drop, label="points against the dense model", form="+.1f", vmin=-5, vmax=0)
+
+
+def by_layer(values: dict[str, float], *, label: str, form: str, vmin: float, vmax: float):
+    """A heat map of one number for each linear layer of a BERT's encoder: kinds by depth.
+
+    Args:
+        values: dotted name in the encoder -> number.
+        label: what the number is, for the colour bar.
+        form: how it is printed.
+        vmin, vmax: ends of the colours, wider where a value needs it.
+    """
     kinds = {
         "attention.self.query": "query", "attention.self.key": "key",
         "attention.self.value": "value", "attention.output.dense": "attention output",
         "intermediate.dense": "feed-forward up", "output.dense": "feed-forward down",
     }  # fmt: skip
-    depth = 1 + max(int(name.split(".")[1]) for name in scan["layers"])
-    drop = np.array(
-        [
-            [100 * (scan["layers"][f"layer.{d}.{k}"][column] - scan["dense"]) for d in range(depth)]
-            for k in kinds
-        ]
-    )
+    depth = 1 + max(int(name.split(".")[1]) for name in values)
+    grid = np.array([[values[f"layer.{d}.{kind}"] for d in range(depth)] for kind in kinds])
+    vmin, vmax = min(vmin, grid.min()), max(vmax, grid.max())
     figure, axes = new(9, 4.6)
-    image = axes.imshow(drop, cmap="cividis", vmax=0, vmin=min(-5, drop.min()), aspect="auto")
-    for i, row in enumerate(drop):
+    image = axes.imshow(grid, cmap="cividis", vmin=vmin, vmax=vmax, aspect="auto")
+    for i, row in enumerate(grid):
         for d, value in enumerate(row):
-            dark = value < 0.5 * drop.min()
-            axes.text(d, i, f"{value:+.1f}", ha="center", va="center", color="w" if dark else "k")
+            dark = value < (vmin + vmax) / 2
+            axes.text(d, i, f"{value:{form}}", ha="center", va="center", color="w" if dark else "k")
     axes.set(xlabel="layer", xticks=range(depth), xticklabels=range(1, depth + 1))
     axes.set_yticks(range(len(kinds)), kinds.values())
     axes.grid(False)
-    figure.colorbar(image, ax=axes, label="points against the dense model")
+    figure.colorbar(image, ax=axes, label=label)
     return figure
 
 
 # ---------------------------------------------------------------- every lecture
+
+
+def lines(
+    series: dict[str, list[tuple]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    band: tuple[str, float, float] | None = None,
+    log: bool = False,
+) -> Figure:
+    """Points joined by lines, one marker, line and colour a series.
+
+    Args:
+        series: label -> points (x, y), or (x, y, low, high) with an interval.
+        band: label, low and high of something to compare with, drawn behind.
+        log: the horizontal axis in powers.
+    """
+    figure, axes = new(9, 4.5)
+    if band is not None:
+        axes.axhspan(*band[1:], color="#dddddd", label=band[0])
+    for i, (label, points) in enumerate(series.items()):
+        x, y, *ends = np.array(points, dtype=float).T
+        axes.errorbar(
+            x, y, yerr=np.abs(np.array(ends) - y) if ends else None, capsize=3, label=label,
+            fmt=MARKERS[i] + ("-", "--", ":", "-.")[i % 4], color=COLOURS[i],
+        )  # fmt: skip
+    if log:
+        axes.set_xscale("log")
+        ticks = sorted({point[0] for points in series.values() for point in points})
+        axes.set_xticks(_apart(ticks))
+        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.legend(fontsize=11)
+    return figure
+
+
+def _apart(ticks: list[float]) -> list[float]:
+    """Those of the ascending ticks that have room for a number on an axis in powers."""
+    kept = []
+    for tick in ticks:
+        if not kept or tick > 1.2 * kept[-1]:
+            kept.append(tick)
+    return kept
+
+
+def _percent(estimate: dict) -> tuple[float, float, float]:
+    return tuple(100 * estimate[end] for end in ("value", "low", "high"))
 
 
 def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:

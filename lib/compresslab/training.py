@@ -6,7 +6,7 @@ history = train(model, batches, classification_loss, epochs=3, learning_rate=5e-
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import torch
 from datasets import Dataset
@@ -22,8 +22,9 @@ class TextBatches:
     """Batches of sentences of similar length, so that little of a batch is padding.
 
     Iterating gives dictionaries of `input_ids` and `attention_mask` (batch, time) and `labels`
-    (batch,), all int64. Unshuffled, the order is by length, longest first; `index` maps it back:
-    row i of the concatenated batches is row `index[i]` of the dataset.
+    (batch,), all int64, and `rows` (batch,), where in the dataset the sentences are, so that what
+    was computed once for all of them can be looked up. Unshuffled, the order is by length, longest
+    first; `index` maps it back: row i of the concatenated batches is row `index[i]` of the dataset.
 
     Args:
         data: a dataset with columns `text` and `label`.
@@ -80,7 +81,12 @@ class TextBatches:
             ids[row, : len(self.tokens[i])] = torch.tensor(self.tokens[i])
             mask[row, : len(self.tokens[i])] = 1
         labels = torch.tensor([self.labels[i] for i in rows])
-        return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "rows": torch.tensor(rows),
+        }
 
 
 def classification_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -96,6 +102,7 @@ def train(
     *,
     epochs: int = 1,
     learning_rate: float = 5e-5,
+    own_rates: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
     warmup: float = 0.1,
     clip: float = 1.0,
@@ -113,6 +120,8 @@ def train(
 
     Args:
         batches: iterated once an epoch; has a length.
+        own_rates: last part of a parameter's name -> a learning rate of its own, without weight
+            decay, for what is no weight: {"scores": 1e-2} for movement pruning.
         after_step: called with (step, total steps), step counting from 1: the place for a mask
             or a schedule.
         validate: called with the model, in evaluation mode, after every epoch; its result joins
@@ -123,14 +132,14 @@ def train(
         one dictionary an epoch: `epoch`, `loss` (mean over its steps), and what `validate` gave.
 
     Raises:
-        ValueError: nothing to train, or the loss is not a finite number any more.
+        ValueError: nothing to train, `own_rates` names nothing that trains, or the loss is not a
+            finite number any more.
     """
     model.to(device)
     device = torch.device(device)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError("model has no parameter that requires a gradient")
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    groups = _groups(model, own_rates or {})
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
     total = epochs * len(batches)
     rise = max(1, round(warmup * total))
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -167,3 +176,21 @@ def train(
                 entry |= validate(model)
             history.append(entry)
     return history
+
+
+def _groups(model: nn.Module, own_rates: Mapping[str, float]) -> list[dict]:
+    """What trains, as the optimizer's groups: first the plain one, then one for each own rate."""
+    plain = {"params": []}
+    own = {
+        last: {"params": [], "lr": rate, "weight_decay": 0.0} for last, rate in own_rates.items()
+    }
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own.get(name.rpartition(".")[2], plain)["params"].append(parameter)
+    for last, group in own.items():
+        if not group["params"]:
+            raise ValueError(f"own_rates names {last!r}, no parameter that requires a gradient")
+    groups = [group for group in (plain, *own.values()) if group["params"]]
+    if not groups:
+        raise ValueError("model has no parameter that requires a gradient")
+    return groups

@@ -140,6 +140,69 @@ def sparsity_report(weight: Tensor, run: dict) -> str:
     )
 
 
+def explore_structure(weight: Tensor, runs: dict[str, list[dict]]) -> ipywidgets.Widget:
+    """The same number of weights removed one by one or as whole neurons: a layer's picture, bytes,
+    operations, speed and accuracy.
+
+    Args:
+        weight: a feed-forward up matrix of the classifier (neurons, in_features).
+        runs: shape of the holes, "single weights" or "neurons" -> recorded runs with `removed`, the
+            fraction of the encoder's weights, the accuracy's `value`, `low` and `high`, and
+            `speedup` over the dense model. Both shapes have the same `removed`.
+    """
+    shape = ipywidgets.ToggleButtons(
+        options=list(runs), description="what goes", style=WIDE, tooltips=list(runs)
+    )
+    slider = ipywidgets.SelectionSlider(
+        options=[f"{run['removed']:.0%}" for run in runs["single weights"]],
+        description="of the encoder", style=WIDE, layout=ipywidgets.Layout(width="34em"),
+    )  # fmt: skip
+    picture = ipywidgets.Image(format="png", width=384)
+    answer = ipywidgets.HTML()
+
+    def update(_=None) -> None:
+        run = next(r for r in runs[shape.value] if f"{r['removed']:.0%}" == slider.value)
+        neurons = shape.value == "neurons"
+        picture.value = structure_picture(weight, run, neurons=neurons)
+        answer.value = structure_report(weight, run, neurons=neurons)
+
+    for control in (shape, slider):
+        control.observe(update, "value")
+    update()
+    return ipywidgets.VBox([shape, slider, ipywidgets.HBox([picture, answer])])
+
+
+# Two thirds of an encoder's weights are feed-forward, so that neurons must go half as much again.
+FEED_FORWARD = 2 / 3
+
+
+def structure_picture(weight: Tensor, run: dict, *, neurons: bool, size: int = 64) -> bytes:
+    """PNG of the first rows of |weight|: with holes, or with fewer rows, as tall as it still is."""
+    if not neurons:
+        return mask_picture(weight, run["removed"], size=size)
+    rows = weight.detach()[:size]
+    kept = keep_largest(rows.norm(dim=1), run["removed"] / FEED_FORWARD)
+    return mask_picture(rows[kept], 0.0, size=size)
+
+
+def structure_report(weight: Tensor, run: dict, *, neurons: bool) -> str:
+    """The explorer's answer as HTML."""
+    removed, (rows, columns) = run["removed"], weight.shape
+    left = rows - round(removed / FEED_FORWARD * rows) if neurons else rows
+    share = 1 - removed if neurons else min(1.0, 1 - removed + 1 / 32, 1.5 * (1 - removed))
+    accuracy = " to ".join(f"{100 * run[end]:.1f}" for end in ("low", "high"))
+    lines = {
+        "this matrix": f"{left:,} × {columns}"
+        + ("" if neurons else f", {1 - removed:.0%} of it not zero"),
+        "bytes of the encoder": _bar(share),
+        "operations": _bar(1 - removed if neurons else 1.0),
+        "speed": f"{run['speedup']:.2f} times the dense model's",
+        "accuracy": f"<b>{100 * run['value']:.1f} %</b> ({accuracy})",
+    }
+    cells = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in lines.items())
+    return f"<div style='line-height:1.5;margin-left:1em'><table>{cells}</table></div>"
+
+
 def _bar(share: float) -> str:
     colour = "#0072B2" if share <= 1 else "#D55E00"
     width = min(share, 1) * 8

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+import torch_pruning
 from tiny_bert import double_loss, logits
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -51,6 +52,24 @@ def without_columns(model, keep):
         gone[index] = False
         weight.data[:, gone] = 0
     return masked
+
+
+def test_taylor_scores_rank_and_scale_as_those_of_torch_pruning(model, data):
+    scores = taylor_scores(model, collect_gradients(model, split(data, 8), double_loss))
+    peer = copy.deepcopy(model)
+    double_loss(peer, data).backward()
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        peer, {name: data[name] for name in ("input_ids", "attention_mask")}
+    )
+    importance = torch_pruning.importance.GroupTaylorImportance(
+        group_reduction="sum", normalizer=None, bias=True
+    )
+    for i, layer in enumerate(peer.bert.encoder.layer):
+        group = graph.get_pruning_group(
+            layer.intermediate.dense, torch_pruning.prune_linear_out_channels, list(range(NEURONS))
+        )
+        # torch-pruning adds up in float32.
+        torch.testing.assert_close(scores[i].float(), importance(group), rtol=1e-5, atol=0)
 
 
 def test_taylor_scores_equal_a_direct_computation(model, data):

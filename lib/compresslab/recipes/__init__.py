@@ -4,9 +4,12 @@ it has no time to run, and anyone can run it again.
 """
 
 import json
+import multiprocessing
 import os
 import platform
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -59,3 +62,22 @@ def recorded(name: str) -> dict:
             f"{path} is missing: run `python -m compresslab.recipes.{name}` to make it"
         )
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def in_parallel(run: Callable, tasks: Iterable[dict]) -> Iterator:
+    """The results of `run(**task)`, in order, each as soon as it is there.
+
+    One process a thread of torch, one thread a process: small models train half as fast again
+    this way as one after the other with all threads. `run` is a function of a module and seeds
+    what is random, so that its result does not depend on what runs beside it.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        torch.get_num_threads(),
+        mp_context=context,
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    ) as pool:
+        futures = [pool.submit(run, **task) for task in tasks]
+        for future in futures:
+            yield future.result()

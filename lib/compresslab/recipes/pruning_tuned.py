@@ -1,0 +1,140 @@
+"""Remove layers, heads and neurons from the classifier, then tune what is left.
+
+    python -m compresslab.recipes.pruning_tuned
+
+What goes is chosen as in `pruning_structured`, in one step; then the smaller model is tuned with
+the whole one as its teacher. The smallest that loses at most one point on validation then loses
+single weights too, while it is tuned once more, and is stored in 16 bits: the combined model.
+"""
+
+import copy
+import tempfile
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..corpora import load_reviews
+from ..measure import bytes_on_disk, compare_accuracy, correct_answers, count_parameters
+from ..models import load_classifier
+from ..pruning import depth
+from ..scoreboard import row
+from ..training import TextBatches
+from . import in_parallel, record
+from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, teacher_logits, tune_
+from .pruning_structured import SENTENCES, STRATEGIES, without_heads, without_neurons
+
+DROPPED = 2  # layers of 6
+WIDTHS = ((0.5, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.75), (0.75, 0.75), (0.75, 0.9))
+FRACTIONS = (0.5, 0.3, 0.15)  # of the single weights, kept in the combined model
+
+
+def smaller(kind: str, *, heads: float = 0.0, neurons: float = 0.0) -> nn.Module:
+    """The classifier without heads and neurons, or without what a strategy of `depth` drops."""
+    model, tokenizer = load_classifier()
+    for drop in STRATEGIES:
+        if drop.__name__ == kind:
+            return depth.keep_layers(model, drop(6, DROPPED))
+    batches = TextBatches(load_reviews()["train"].select(range(SENTENCES)), tokenizer)
+    if heads:
+        model = without_heads(model, heads, batches)
+    if neurons:
+        model = without_neurons(model, neurons, batches, globally=True)
+    return model
+
+
+def run(choice: dict, teacher: Tensor, path: Path, start: Path | None = None) -> dict:
+    """Tune one smaller model and save it whole to `path`; with `start`, go on from that file.
+
+    `choice` may have `fraction`, of the single weights that are kept.
+    """
+    validation = load_reviews()["validation"]
+    dense, tokenizer = load_classifier()
+    correct = correct_answers(dense, validation, tokenizer)
+    fraction = choice.get("fraction", 1.0)
+    shape = {name: value for name, value in choice.items() if name != "fraction"}
+    model = smaller(**shape)
+    if start is not None:
+        model.load_state_dict(load_file(start))
+    before = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
+    method = "magnitude" if fraction < 1 else "none"
+    tune_(model, tokenizer, method, fraction, teacher=teacher)
+    save_file(model.state_dict(), path)
+    after = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
+    return choice | {
+        "parameters": count_parameters(model),
+        "bytes": bytes_on_disk(copy.deepcopy(model).bfloat16(), encoding="smallest"),
+        "before": vars(before),
+        "after": vars(after),
+    }
+
+
+def smallest(runs: list[dict]) -> dict:
+    """The smallest file that lost at most one point on validation."""
+    good = [run for run in runs if run["after"]["value"] >= -0.01]
+    return min(good, key=lambda run: run["bytes"])
+
+
+def main() -> None:
+    reviews, teacher = load_reviews(), teacher_logits()
+    dense, tokenizer = load_classifier()
+    choices = [{"kind": drop.__name__} for drop in STRATEGIES]
+    choices += [{"kind": "width", "heads": h, "neurons": n} for h, n in WIDTHS]
+    with tempfile.TemporaryDirectory() as folder:
+
+        def paths(name: str, choices: list[dict]) -> list[Path]:
+            return [Path(folder) / f"{name}{i}.safetensors" for i in range(len(choices))]
+
+        def tuned(choices: list[dict], files: list[Path], **options) -> list[dict]:
+            tasks = [
+                {"choice": choice, "teacher": teacher, "path": path} | options
+                for choice, path in zip(choices, files, strict=True)
+            ]
+            runs = []
+            for result in in_parallel(run, tasks):
+                runs.append(result)
+                print(result, flush=True)
+            return runs
+
+        files = paths("structured", choices)
+        structured = tuned(choices, files)
+        best = smallest(structured)
+        best_file = files[structured.index(best)]
+        shape = choices[structured.index(best)]
+        both = [shape | {"fraction": fraction} for fraction in FRACTIONS]
+        both_files = paths("combined", both)
+        combined = tuned(both, both_files, start=best_file)
+        best_both = smallest(combined)
+
+        def load(path: Path) -> nn.Module:
+            model = smaller(**shape)
+            model.load_state_dict(load_file(path))
+            return model
+
+        shared = {"lecture": 2, "dense": dense, "data": reviews["test"], "tokenizer": tokenizer}
+        models = [
+            row(
+                "fewer heads and neurons, tuned",
+                model=load(best_file),
+                note="structured; really smaller",
+                **shared,
+            ),
+            row(
+                "the same, sparse, bfloat16",
+                model=load(both_files[combined.index(best_both)]).bfloat16(),
+                encoding="smallest",
+                note=f"{best_both['fraction']:.0%} of its encoder's weights left",
+                **shared,
+            ),
+        ]
+    figures = {
+        "epochs": EPOCHS,
+        "learning_rate": LEARNING_RATE,
+        "structured": structured,
+        "combined": combined,
+    }
+    print(record("pruning_tuned", seed=SEED, figures=figures, models=models))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What recipes share. Their results are checked in test_data.py."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from compresslab import recipes
+from compresslab.recipes import in_parallel, pruning_tuned
+from compresslab.recipes.pruning_sentiment import distillation
+
+
+def threads(number: int) -> tuple[int, int]:
+    if number < 0:
+        raise ValueError(f"{number} is negative")
+    return number, torch.get_num_threads()
+
+
+def test_results_come_in_the_order_of_the_tasks_from_processes_with_one_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    results = list(in_parallel(threads, [{"number": n} for n in (3, 1, 2)]))
+    assert results == [(3, 1), (1, 1), (2, 1)]
+
+
+def test_an_error_in_a_process_arrives():
+    with pytest.raises(ValueError, match="-1 is negative"):
+        list(in_parallel(threads, [{"number": -1}]))
+
+
+def test_an_unknown_result_says_how_to_make_it():
+    with pytest.raises(FileNotFoundError, match=r"python -m compresslab\.recipes\.nothing"):
+        recipes.recorded("nothing")
+
+
+class Fixed(torch.nn.Module):
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, input_ids, attention_mask):
+        return self
+
+
+def test_distillation_looks_up_the_teacher_of_each_row():
+    teacher = torch.tensor([[9.0, 9.0], [2.0, -1.0], [0.5, 3.0]])
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    batch = {
+        "input_ids": None,
+        "attention_mask": None,
+        "labels": torch.tensor([0, 1]),
+        "rows": torch.tensor([2, 1]),
+    }
+    hard = F.cross_entropy(logits, batch["labels"])
+    soft = 4 * F.kl_div(
+        F.log_softmax(logits / 2, -1), F.softmax(teacher[[2, 1]] / 2, -1), reduction="batchmean"
+    )
+    value = distillation(teacher)(Fixed(logits), batch)
+    torch.testing.assert_close(value, (hard + soft) / 2)
+
+
+def test_the_smallest_of_those_that_lost_at_most_a_point_is_taken():
+    def run(size, value):
+        return {"bytes": size, "after": {"value": value}}
+
+    runs = [run(10, -0.02), run(30, 0.01), run(20, -0.01), run(25, 0.0)]
+    assert pruning_tuned.smallest(runs) is runs[2]
