@@ -63,3 +63,5 @@ def test_the_smallest_of_those_that_lost_at_most_a_point_is_taken():
 
     runs = [run(10, -0.02), run(30, 0.01), run(20, -0.01), run(25, 0.0)]
     assert pruning_tuned.smallest(runs) is runs[2]
+    bad = [run(10, -0.05), run(30, -0.02), run(20, -0.03)]
+    assert pruning_tuned.smallest(bad) is bad[1]

@@ -235,12 +235,12 @@ def sparsity_curves(curves: dict[str, list[dict]], *, dense: dict) -> Figure:
     """
     return lines(
         {
-            label: [(100 * run["sparsity"], *_percent(run)) for run in runs]
+            label: [(100 * run["sparsity"], *percent(run)) for run in runs]
             for label, runs in curves.items()
         },
         xlabel="weights removed, %",
         ylabel="accuracy on validation, %",
-        band=("dense", *_percent(dense)[1:]),
+        band=("dense", *percent(dense)[1:]),
     )
 
 
@@ -332,7 +332,7 @@ def _apart(ticks: list[float]) -> list[float]:
     return kept
 
 
-def _percent(estimate: dict) -> tuple[float, float, float]:
+def percent(estimate: dict) -> tuple[float, float, float]:
     return tuple(100 * estimate[end] for end in ("value", "low", "high"))
 
 

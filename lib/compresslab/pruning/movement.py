@@ -21,23 +21,22 @@ A step that moves a weight towards zero lowers its score, one that moves it away
     fraction   v      kept, not removed
     threshold  τ
 
-The masks are computed once a step, when set_kept_ or set_threshold_ is called, best in the
-`after_step` of `training.train` and at every step, since the scores move at every step:
+The masks are computed when set_kept_ or set_threshold_ is called, best in the `after_step` of
+`training.train`, at every step or every few, since the scores move at every step:
 
     add_masks_(model.bert.encoder)
-    train(..., after_step=lambda step, total: set_kept_(
+    train(..., own_rates={"scores": 1e-2}, after_step=lambda step, total: set_kept_(
         model.bert.encoder, 1 - cubic_sparsity(step, start=total // 10, end=total, final=0.9)))
     merge_masks_(model.bert.encoder)
 
-Start pruning only after some steps: scores that are all zero tie, and the last rows would go.
+Start pruning only after some steps: scores that are all zero tie, and the last rows would go. With
+Adam the rate of the scores hardly touches a ranking, but σ(S) has to come from 0.5 down to τ within
+the training, so soft movement needs one of about 10 / steps.
 
 Differs from the authors' code: that computes the masks in every forward pass, has no global top v,
 breaks no ties in the order of the weights, and never prunes more than 99.5 % of a layer by
-threshold. There scores have a learning rate of their own (1e-2, with 3e-5 for the weights) and no
-weight decay; `training.train` has one for all. With Adam that hardly touches a ranking, but scores
-go no farther than the learning rates add up to, so τ then has to lie just below σ(0) = 0.5. The
-paper writes λ Σ σ(S); its code, and `regularization`, average. Not included: L0 regularization,
-distillation, blocks of weights that share a score.
+threshold. The paper writes λ Σ σ(S); its code, and `regularization`, average. Not included: L0
+regularization, distillation, blocks of weights that share a score.
 """
 
 import torch

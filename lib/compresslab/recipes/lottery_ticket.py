@@ -22,13 +22,13 @@ from ..pruning.magnitude import magnitude_masks
 from ..pruning.masks import hold_masks
 from ..training import TextBatches, train
 from . import in_parallel, record
+from .pruning_sentiment import LEARNING_RATE
 
 SEED = 0
 ROUNDS = 3
 FRACTION = 0.5  # of what is left, removed in a round
-EPOCHS = 2
+EPOCHS = 1
 EARLY = 22  # steps to the checkpoint, a tenth of an epoch
-LEARNING_RATE = 1e-4
 CONTROLS = ("random", "largest early")
 
 

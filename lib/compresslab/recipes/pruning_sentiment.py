@@ -48,7 +48,14 @@ START, END = 0.1, 0.7  # of the steps: pruning begins and ends; the rest is reco
 LEARNING_RATE, SCORES_RATE = 2e-4, 3e-2
 FRACTIONS = (0.5, 0.3, 0.15, 0.1, 0.05, 0.03)
 THRESHOLD = 0.1  # τ
-STRENGTHS = (500, 1000, 1800, 2600, 4200, 7000)  # λ, picked to leave about FRACTIONS
+STRENGTHS = (
+    500,
+    1000,
+    1800,
+    2600,
+    4200,
+    7000,
+)  # λ, so as to leave from half down to almost nothing
 
 
 def distillation(teacher: Tensor):
@@ -189,7 +196,7 @@ def main() -> None:
             print({k: v for k, v in result.items() if k not in ("correct", "layers")}, flush=True)
         before = accuracy(correct_answers(dense, reviews["validation"], tokenizer)).value
         good = [result for result in runs if result["validation"] >= before - 0.01]
-        best = min(good, key=lambda result: result["bytes"])
+        best = min(good or runs[:1], key=lambda result: result["bytes"])
         model, _ = load_classifier(adapter=None)
         model.load_state_dict(load_file(files[runs.index(best)]))
     result = row(
