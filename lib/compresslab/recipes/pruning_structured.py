@@ -12,7 +12,7 @@ from datasets import Dataset
 from torch import nn
 
 from ..corpora import load_reviews
-from ..measure import compare_accuracy, compare_latency, correct_answers, count_parameters
+from ..measure import accuracy, compare_accuracy, compare_latency, correct_answers, count_parameters
 from ..models import load_classifier
 from ..pruning import depth, heads, width
 from ..scoreboard import row
@@ -67,6 +67,7 @@ def main() -> None:
         hits = correct_answers(model, reviews["validation"], tokenizer)
         lost = compare_accuracy(correct, hits).difference
         runs.append({"kind": kind, "parameters": count_parameters(model)} | choice | vars(lost))
+        runs[-1]["accuracy"] = vars(accuracy(hits))
         print(runs[-1], flush=True)
         if lost.value >= -0.01 and (best is None or runs[-1]["parameters"] < best[0]["parameters"]):
             best = (runs[-1], model)
