@@ -5,6 +5,7 @@ Ito), and an alt text and a caption with every picture. Importing this module se
     show(figure, alt="…", caption="…")
 """
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 
@@ -314,22 +315,12 @@ def lines(
         )  # fmt: skip
     if log:
         axes.set_xscale("log")
-        ticks = sorted({point[0] for points in series.values() for point in points})
-        axes.set_xticks(_apart(ticks))
-        axes.xaxis.set_major_formatter("{x:.3g}")
+        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(fontsize=11)
     return figure
-
-
-def _apart(ticks: list[float]) -> list[float]:
-    """Those of the ascending ticks that have room for a number on an axis in powers."""
-    kept = []
-    for tick in ticks:
-        if not kept or tick > 1.2 * kept[-1]:
-            kept.append(tick)
-    return kept
 
 
 def percent(estimate: dict) -> tuple[float, float, float]:
@@ -341,7 +332,8 @@ def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
 
     The line joins the models that no other one beats on both axes.
     """
-    figure, panels = new(12, 5, columns=2, sharey=True)
+    names = math.ceil(len(rows) / 2)  # of the legend, two names in each
+    figure, panels = new(12, 4.4 + 0.23 * names, columns=2, sharey=True)
     estimates = [accuracy(correct_of(row)) for row in rows]
     quality = [100 * e.value for e in estimates]
     sizes = [row["bytes"] / 1e6 for row in rows]
@@ -363,7 +355,7 @@ def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
     panels[0].set(xlabel="megabytes on disk (better to the left)", ylabel="accuracy on test, %")
     panels[1].set(xlabel=f"speed-up at batch {batch_size} (better to the right)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=11)
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=11)
     return figure
 
 

@@ -5,7 +5,8 @@
 Iterative magnitude pruning with rewinding to an early step (Frankle et al. 2019, arXiv:1912.05671):
 three rounds, each trains and then takes half of the encoder weights that are left. The tickets are
 trained alone from the early weights, beside two controls with as many weights in every layer:
-random places, and the largest early weights, which need no training to find.
+random places, and the largest early weights, which need no training to find. About 12
+minutes on two cores.
 """
 
 import copy

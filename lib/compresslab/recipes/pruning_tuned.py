@@ -4,8 +4,8 @@
 
 What goes is chosen as in `pruning_structured`, in one step; then the smaller model is tuned with
 the whole one as its teacher. The smallest that loses at most one point on validation then loses
-single weights too, while it is tuned once more, and is stored in 16 bits: the combined model. About 15 minutes on two
-cores.
+single weights too, while it is tuned once more, and is stored in 16 bits: the combined model.
+About 15 minutes on two cores.
 """
 
 import copy
