@@ -3,10 +3,9 @@ import math
 
 import pytest
 import torch
-from tiny_bert import double_loss, logits
+from tiny_bert import build, double_loss, logits
 from torch import nn
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
 
 from compresslab import storage
 from compresslab.corpora import load_reviews
@@ -26,17 +25,7 @@ LAYERS, HEADS, DIM, HIDDEN = 2, 4, 3, 12
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        intermediate_size=20,
-        max_position_embeddings=16,
-        initializer_range=0.5,  # large, so that heads matter and differ
-    )
-    return BertForSequenceClassification(config).double().eval()
+    return build(hidden_size=HIDDEN, num_attention_heads=HEADS, intermediate_size=20)
 
 
 def split(data, size):

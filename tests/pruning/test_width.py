@@ -3,9 +3,9 @@ import copy
 import pytest
 import torch
 import torch_pruning
-from tiny_bert import double_loss, logits
+from tiny_bert import build, double_loss, logits
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertForSequenceClassification
 
 from compresslab import storage
 from compresslab.measure import bytes_on_disk, count_flops, count_parameters
@@ -23,17 +23,7 @@ LAYERS, HIDDEN, NEURONS = 2, 8, 12
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=40,
-        hidden_size=HIDDEN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        intermediate_size=NEURONS,
-        max_position_embeddings=16,
-        initializer_range=0.5,
-    )
-    model = BertForSequenceClassification(config).double().eval()
+    model = build(hidden_size=HIDDEN, num_attention_heads=2, intermediate_size=NEURONS)
     for layer in model.bert.encoder.layer:
         layer.intermediate.dense.bias.data.normal_()  # zero at the start, where it would not count
     return model

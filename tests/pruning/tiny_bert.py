@@ -2,6 +2,20 @@
 
 import torch
 from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
+
+
+def build(**sizes):
+    """A classifier of two layers in float64, always the same one for the same sizes."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=40,
+        num_hidden_layers=2,
+        max_position_embeddings=16,
+        initializer_range=0.5,  # large, so that heads and neurons matter and differ
+        **sizes,
+    )
+    return BertForSequenceClassification(config).double().eval()
 
 
 def logits(model, data):

@@ -4,7 +4,7 @@
 
 As in Sanh et al. (2020), arXiv:2005.07683: tuning starts from the pretrained model, the linear
 layers of the encoder lose weights on a cubic schedule while they learn, and the tuned classifier
-teaches. Every run has the same sentences, steps and loss.
+teaches. Every run has the same sentences, steps and loss; soft movement adds its penalty.
 
 Magnitude and movement keep a given fraction of every layer. Soft movement cannot be asked for a
 fraction: λ decides, and what is left is counted. Two controls: "at once" removes by magnitude, all
@@ -49,14 +49,7 @@ START, END = 0.1, 0.7  # of the steps: pruning begins and ends; the rest is reco
 LEARNING_RATE, SCORES_RATE = 2e-4, 3e-2
 FRACTIONS = (0.5, 0.3, 0.15, 0.1, 0.05, 0.03)
 THRESHOLD = 0.1  # τ
-STRENGTHS = (
-    500,
-    1000,
-    1800,
-    2600,
-    4200,
-    7000,
-)  # λ, so as to leave from half down to almost nothing
+STRENGTHS = (500, 1000, 1800, 2600, 4200, 7000)  # λ, to leave from half to almost nothing
 
 
 def distillation(teacher: Tensor):
@@ -85,7 +78,6 @@ def tune_(
     amount: float,
     *,
     teacher: Tensor,
-    learning_rate: float = LEARNING_RATE,
 ) -> tuple[list[dict], dict[str, Tensor]]:
     """Tune a classifier and prune its encoder on the way; give back the history and the masks.
 
@@ -136,7 +128,7 @@ def tune_(
         TextBatches(reviews["train"], tokenizer, shuffle=True, seed=SEED),
         loss,
         epochs=EPOCHS,
-        learning_rate=learning_rate,
+        learning_rate=LEARNING_RATE,
         own_rates={"scores": SCORES_RATE} if "movement" in method else None,
         after_step=prune,
         validate=validate,

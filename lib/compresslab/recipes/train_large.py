@@ -36,7 +36,8 @@ def run(layers: int, teacher: torch.Tensor) -> dict:
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
     whole = count_flops(lambda: model(**inputs))
     keep_layers_(model, range(layers))
-    epochs = round(EPOCHS * whole / count_flops(lambda: model(**inputs)))
+    part = count_flops(lambda: model(**inputs))
+    epochs = round(EPOCHS * whole / part)
     curve = []
 
     def validation(model: nn.Module) -> float:
@@ -61,7 +62,7 @@ def run(layers: int, teacher: torch.Tensor) -> dict:
         "layers": layers,
         "kept": layers / LAYERS[0],
         "epochs": epochs,
-        "compute": epochs * count_flops(lambda: model(**inputs)) / (EPOCHS * whole),
+        "compute": epochs * part / (EPOCHS * whole),
         "validation": curve[-1][1],
         "test": vars(accuracy(correct_answers(model, reviews["test"], tokenizer))),
         "curve": curve,
@@ -74,13 +75,8 @@ def main() -> None:
     for result in in_parallel(run, [{"layers": n, "teacher": teacher} for n in LAYERS]):
         runs.append(result)
         print(result, flush=True)
-    print(
-        record(
-            "train_large",
-            seed=SEED,
-            figures={"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "runs": runs},
-        )
-    )
+    figures = {"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "runs": runs}
+    print(record("train_large", seed=SEED, figures=figures))
 
 
 if __name__ == "__main__":
