@@ -1,0 +1,372 @@
+"""Grade what a class handed in: `make grade FROM=folder`.
+
+    python -m compresslab.grading.grade FOLDER_OR_ZIP [--to grading] [--assignment NAME]
+
+leaves in `grading/`
+
+    gradebook.db      nbgrader's, for its formgrader
+    grades.csv        a row for each student and assignment: state, reason, points
+    feedback/         a page for each, which may go to the student
+    autograded/       the notebooks as they were graded, for the formgrader
+    records/          what was found out about each submission, as JSON
+    grading.log
+
+How many points an exercise earns is decided here, in the grader's process, from plain data that the
+submission handed out (`sandbox`): half for the shown inputs, if all are right; the other half for
+the hidden ones, in proportion. A second run grades only what has changed, and never a person's
+points. Every submission ends in one of STATES.
+"""
+
+import argparse
+import builtins
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from tqdm.auto import tqdm
+
+from ..machine import cores
+from . import sandbox
+from .checks import EXERCISES, diagnose, verdict
+from .intake import (
+    File,
+    Rebuilt,
+    Unreadable,
+    attempt,
+    count_students,
+    find_submissions,
+    identify,
+    read_notebook,
+    rebuild,
+)
+from .plain import NotPlain
+from .release import ROOT, assignments, exercises, is_experiment
+from .results import Results, summary
+
+STATES = {
+    "graded": "all of it was run and graded",
+    "timed out": "a part ran too long and was left out; the rest is graded",
+    "crashed": "a part ended the process and was left out; the rest is graded",
+    "tampered": "it sent results that nobody asked for; graded as if it had not",
+    "needs a person": "something has to be looked at before the points can stand",
+    "unreadable": "no notebook could be read; there are no points, which is not zero points",
+    "wrong assignment": "it is a notebook of no assignment here; there are no points",
+}
+UNSAFE = "--run-submissions-unprotected-with-all-my-rights"
+
+log = logging.getLogger("compresslab.grading")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What grading needs to know of an assignment; the hidden part never leaves this process."""
+
+    name: str
+    released: NotebookNode
+    shown: dict[str, dict]
+    hidden: dict[str, dict]
+
+    @property
+    def version(self) -> str:
+        """Changes with whatever a grade depends on."""
+        parts = [self.released.metadata.compresslab.release, self.shown, self.hidden]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
+
+    def points(self, grade_id: str) -> float:
+        """The points of a graded cell."""
+        return next(
+            cell.metadata.nbgrader.points
+            for cell in self.released.cells
+            if cell.metadata.get("nbgrader", {}).get("grade_id") == grade_id
+        )
+
+
+def load_assignments() -> dict[str, Assignment]:
+    """Every assignment that has a source here."""
+    return {
+        name: Assignment(
+            name=name,
+            released=nbformat.read(EXERCISES / name / f"{name}.ipynb", as_version=4),
+            shown=exercises(name, "SHOWN"),
+            hidden=exercises(name, "HIDDEN"),
+        )
+        for name in assignments()
+    }
+
+
+# ---------------------------------------------------------------- one submission
+
+
+def grade(
+    assignment: Assignment, rebuilt: Rebuilt, *, limits: sandbox.Limits, sandboxed: bool = True
+) -> dict:
+    """Run a submission and decide its points.
+
+    Returns:
+        `state` and `reason`; `exercises`, function -> `points`, `max` and `lines` for feedback;
+        `written`, grade_id -> `max` and whether it is `answered`; `printed` and `seconds`.
+    """
+    cells = [
+        (i, cell.source)
+        for i, cell in enumerate(rebuilt.notebook.cells)
+        if cell.cell_type == "code" and not is_experiment(cell)
+    ]
+    calls = [
+        (function, kind, case)
+        for function in assignment.shown
+        for kind in ("shown", "hidden")
+        for case in getattr(assignment, kind)[function]["cases"]
+    ]
+    run = sandbox.run(
+        cells,
+        [(function, case["arguments"]) for function, _, case in calls],
+        limits=limits,
+        sandboxed=sandboxed,
+    )
+    found = {}
+    for i, (function, kind, _) in enumerate(calls):
+        found.setdefault((function, kind), []).append(run.outcomes.get(i, {"missing": True}))
+    scored = {
+        function: _score(assignment, function, found[function, "shown"], found[function, "hidden"])
+        for function in assignment.shown
+    }
+    written = {
+        cell.metadata.nbgrader.grade_id: {
+            "max": cell.metadata.nbgrader.points,
+            "answered": cell.metadata.nbgrader.grade_id in rebuilt.answers,
+        }
+        for cell in assignment.released.cells
+        if cell.cell_type == "markdown" and cell.metadata.get("nbgrader", {}).get("grade")
+    }
+    failures = [_describe(failure, rebuilt, calls) for failure in run.failures]
+    if run.odd:
+        state = "tampered"
+        failures.append(f"sent unasked: {run.odd[0]!r}")
+    elif run.failures:
+        state = "timed out" if any(failure.late for failure in run.failures) else "crashed"
+    elif rebuilt.lost:
+        state = "needs a person"
+    else:
+        state = "graded"
+    return {
+        "state": state,
+        "reason": "; ".join([*failures, *rebuilt.remarks]),
+        "exercises": scored,
+        "written": written,
+        "printed": run.printed,
+        "seconds": round(run.seconds, 1),
+    }
+
+
+def _score(assignment: Assignment, function: str, shown: list[dict], hidden: list[dict]) -> dict:
+    points = assignment.points(f"check_{function}")
+    missing = [outcome for outcome in shown if "missing" in outcome]
+    if missing:
+        text = f"there is no function {function}, or its cell failed or was left out"
+        return {"points": 0.0, "max": points, "lines": [[False, text]]}
+    wrong = _diagnose(assignment.shown[function], shown)
+    lines = [[wrong is None, f"instant check: {wrong or 'all right'}"]]
+    for case, found in zip(assignment.hidden[function]["cases"], hidden, strict=True):
+        problem = _verdict(case, _without_words(found))
+        lines.append([problem is None, f"{case['about']}{f': {problem}' if problem else ''}"])
+    right = [fine for fine, _ in lines[1:]]
+    earned = points * ((wrong is None) / 2 + sum(right) / len(right) / 2)
+    return {"points": round(earned, 2), "max": points, "lines": lines}
+
+
+def _diagnose(exercise: dict, found: list[dict]) -> str | None:
+    stopped = next((_stopped(outcome) for outcome in found if _stopped(outcome)), None)
+    try:
+        return stopped or diagnose(exercise, found)
+    except NotPlain as error:
+        return str(error)
+
+
+def _verdict(case: dict, found: dict) -> str | None:
+    try:
+        return _stopped(found) or verdict(case, found)
+    except NotPlain as error:
+        return str(error)
+
+
+def _stopped(found: dict) -> str | None:
+    if found.get("late"):
+        return "the call takes too long"
+    return "the call ends the process" if found.get("died") else None
+
+
+def _without_words(found: dict) -> dict:
+    """An outcome on a hidden input without any text that a student could choose: an exception's
+    message, or its name, could carry the input into the feedback."""
+    if "raises" in found:
+        known = isinstance(getattr(builtins, str(found["raises"]), None), type)
+        return {"raises": found["raises"] if known else "an exception", "message": "on this input"}
+    if "refused" in found:
+        return {"refused": "the result is no plain data"}
+    return found
+
+
+def _describe(failure: sandbox.Failure, rebuilt: Rebuilt, calls: list) -> str:
+    if failure.kind == "start":
+        return f"before the first cell: {failure.why}"
+    if failure.kind == "call":
+        return f"{calls[failure.index][0]} left out: {failure.why}"
+    cell = rebuilt.notebook.cells[failure.index]
+    name = cell.metadata.get("nbgrader", {}).get("grade_id")
+    return f"{f'the cell of {name}' if name else 'a cell'} left out: {failure.why}"
+
+
+# ---------------------------------------------------------------- a class
+
+
+def grade_class(
+    source: Path,
+    target: Path,
+    *,
+    only: str | None = None,
+    sandboxed: bool = True,
+    workers: int | None = None,
+    limits: sandbox.Limits | None = None,
+) -> list[dict]:
+    """Grade everything in `source` that is new or has changed; write all results to `target`.
+
+    Args:
+        only: name of an assignment; notebooks of the others are left alone.
+        workers: submissions that run at once; one for each core by default.
+        limits: what each may take.
+
+    Returns:
+        the records of all submissions that `target` knows, those of earlier runs included.
+
+    Raises:
+        ValueError: `source` is no folder or zip file, or there is no assignment `only`.
+        RuntimeError: there is no working sandbox, and `sandboxed` is True.
+    """
+    if sandboxed and (reason := sandbox.why_not()):
+        raise RuntimeError(
+            f"submissions cannot be run safely here: {reason}. To run them all the same, with "
+            f"everything that you may read, write and send open to them: {UNSAFE}"
+        )
+    known = load_assignments()
+    if only is not None and only not in known:
+        raise ValueError(f"no assignment {only!r}; there are {', '.join(known)}")
+    total = count_students(source)
+    workers, limits = workers or cores(), limits or sandbox.Limits()
+    results = Results(target, {name: a.released for name, a in known.items()})
+    running: dict[Future, tuple[dict, Rebuilt]] = {}
+
+    def finish(how: str) -> None:
+        for future in wait(running, return_when=how).done:
+            record, rebuilt = running.pop(future)
+            try:
+                record |= future.result()
+            except Exception as error:  # ours: never a reason to lose the others
+                log.exception("the grader failed on %s", record["path"])
+                record |= {"state": "needs a person", "reason": f"the grader failed: {error}"}
+            results.save(record, rebuilt.notebook)
+
+    with ThreadPoolExecutor(workers) as pool:
+        students = groupby(find_submissions(source), key=lambda file: file.student)
+        for _, files in tqdm(students, total=total, unit=" students"):
+            for record, notebook in _sort_out(list(files), known, only):
+                if notebook is None:
+                    results.save(record, None)
+                elif not results.has(record):
+                    assignment = known[record["assignment"]]
+                    rebuilt = rebuild(assignment.released, notebook)
+                    rebuilt.remarks += record.pop("remarks")
+                    job = pool.submit(
+                        grade, assignment, rebuilt, sandboxed=sandboxed, limits=limits
+                    )
+                    running[job] = (record, rebuilt)
+            # No more notebooks in memory than can be worked on.
+            while len(running) > workers:
+                finish(FIRST_COMPLETED)
+        while running:
+            finish(FIRST_COMPLETED)
+    return results.close()
+
+
+def _sort_out(
+    files: list[File], known: dict[str, Assignment], only: str | None
+) -> Iterator[tuple[dict, NotebookNode | None]]:
+    """What a student's files are: records that are begun, with the notebook if it can be graded."""
+    found: dict[str, list[tuple[File, NotebookNode]]] = {}
+    for file in files:
+        record = {"student": file.student, "name": file.name, "path": file.path, "assignment": ""}
+        try:
+            if file.content is None:
+                raise Unreadable(file.problem)
+            notebook = read_notebook(file.content)
+        except Unreadable as error:
+            yield record | {"state": "unreadable", "reason": str(error)}, None
+            continue
+        name = identify(notebook, {name: a.released for name, a in known.items()})
+        if name is None:
+            reason = f"it is none of {', '.join(known)}"
+            yield record | {"state": "wrong assignment", "reason": reason}, None
+        elif only in (None, name):
+            found.setdefault(name, []).append((file, notebook))
+        else:
+            reason = f"it is {name}, and {only} is to be graded"
+            yield record | {"state": "wrong assignment", "reason": reason}, None
+    for name, tries in found.items():
+        file, notebook = max(tries, key=lambda pair: (attempt(pair[0].path), pair[0].path))
+        others = [other.path for other, _ in tries if other is not file]
+        digest = hashlib.sha256(file.content + known[name].version.encode()).hexdigest()
+        yield (
+            {
+                "student": file.student,
+                "name": file.name,
+                "path": file.path,
+                "assignment": name,
+                "digest": digest,
+                "remarks": [f"not graded, since there is a later one: {path}" for path in others],
+            },
+            notebook,
+        )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m compresslab.grading.grade",
+        description="Grade what a class handed in. What has been graded before, and has not "
+        "changed, is left as it is.",
+    )
+    parser.add_argument("source", type=Path, help="a folder or zip file, as a platform exports it")
+    parser.add_argument("--to", type=Path, default=ROOT / "grading", help="folder for the results")
+    parser.add_argument("--assignment", help="grade only this one")
+    parser.add_argument("--workers", type=int, help="submissions at once; one a core by default")
+    parser.add_argument("--seconds", type=float, help="for a whole submission; 120 by default")
+    parser.add_argument(UNSAFE, action="store_true", dest="unsafe", help="run without a sandbox")
+    given = parser.parse_args()
+    limits = sandbox.Limits(submission=given.seconds) if given.seconds else sandbox.Limits()
+    begun = time.monotonic()
+    try:
+        records = grade_class(
+            given.source,
+            given.to,
+            only=given.assignment,
+            sandboxed=not given.unsafe,
+            workers=given.workers,
+            limits=limits,
+        )
+    except (ValueError, RuntimeError) as error:
+        print(f"{error}", file=sys.stderr)
+        return 1
+    print(summary(records))
+    print(f"{given.to}: {time.monotonic() - begun:.0f} seconds")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""What grading leaves behind: records, nbgrader's gradebook, a table, feedback, a log.
+
+A record is written first, as a whole or not at all; everything else follows from the records and
+is made again where a run was cut off. Points that a person gave are in the gradebook alone, and
+only read here.
+"""
+
+import csv
+import json
+import logging
+import os
+import re
+import statistics
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import nbformat
+from nbformat import NotebookNode
+from nbformat.v4 import new_output
+
+from .feedback import page
+
+COLUMNS = (
+    *("student", "name", "assignment", "state", "reason"),
+    *("automatic", "automatic_max", "written", "written_max", "waiting", "total", "file"),
+)
+CONFIG = """# For nbgrader's formgrader: `jupyter lab` in this folder, menu Nbgrader, Formgrader.
+c = get_config()  # noqa
+c.CourseDirectory.root = {root!r}
+c.CourseDirectory.db_url = {url!r}
+"""
+
+log = logging.getLogger("compresslab.grading")
+
+
+class Results:
+    """The folder of results of one class."""
+
+    def __init__(self, folder: Path, released: Mapping[str, NotebookNode]):
+        """Open `folder`, which may hold results of earlier runs.
+
+        Raises:
+            ValueError: the gradebook in it was made for other exercises.
+        """
+        from nbgrader.preprocessors import SaveCells
+        from sqlalchemy.exc import SAWarning
+
+        self.folder, self.released = Path(folder).absolute(), dict(released)
+        self.records = self.folder / "records"
+        self.records.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(self.folder / "grading.log", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        self._handler = handler
+        # Noise from inside nbgrader, of what it does with its own tables.
+        warnings.filterwarnings("ignore", category=SAWarning)
+        # nbgrader calls alembic by its bare name.
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self.url = f"sqlite:///{self.folder / 'gradebook.db'}"
+        config = CONFIG.format(root=str(self.folder), url=self.url)
+        (self.folder / "nbgrader_config.py").write_text(config, encoding="utf-8")
+        with self._gradebook() as gradebook:
+            for name, notebook in self.released.items():
+                gradebook.update_or_create_assignment(name)
+                source = self.folder / "source" / name / f"{name}.ipynb"
+                source.parent.mkdir(parents=True, exist_ok=True)
+                nbformat.write(notebook, source)
+                try:
+                    SaveCells().preprocess(nbformat.from_dict(notebook), self._resources(name))
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{self.folder} was graded with other exercises of {name}: choose another "
+                        f"folder for the results ({error})"
+                    ) from None
+
+    def has(self, record: dict) -> bool:
+        """Whether the very same submission is graded, and all that follows is written."""
+        known = self._load(self._path(record))
+        return bool(known) and known.get("digest") == record["digest"] and known.get("done", False)
+
+    def save(self, record: dict, notebook: NotebookNode | None) -> None:
+        """Write a record, and what follows from it."""
+        record.pop("remarks", None)
+        printed = record.pop("printed", {})
+        path = self._path(record)
+        _write(path, json.dumps(record, indent=1))
+        if record.get("exercises"):
+            self._save_grades(record, notebook, printed)
+        _write(path, json.dumps(record | {"done": True}, indent=1))
+        log.info(
+            "%s %s: %s%s",
+            *(record["student"], record["assignment"] or record["path"], record["state"]),
+            f" ({record['reason']})" if record["reason"] else "",
+        )
+
+    def close(self) -> list[dict]:
+        """Write the table and the feedback; give back all records, with a person's points."""
+        records = [self._load(path) for path in sorted(self.records.rglob("*.json"))]
+        records = [record for record in records if record]
+        with self._gradebook() as gradebook:
+            for record in records:
+                self._add_manual(gradebook, record)
+        rows = [_row(record) for record in records]
+        with (self.folder / "grades.csv.new").open("w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, COLUMNS)
+            table.writeheader()
+            table.writerows(rows)
+        (self.folder / "grades.csv.new").replace(self.folder / "grades.csv")
+        for record, row in zip(records, rows, strict=True):
+            path = self._path(record, "feedback", ".html")
+            _write(path, page(record, row, self.released.get(record["assignment"])))
+        log.removeHandler(self._handler)
+        self._handler.close()
+        return records
+
+    # ------------------------------------------------------------ inside
+
+    def _path(self, record: dict, kind: str = "records", suffix: str = ".json") -> Path:
+        """Of a record, or of what belongs to it. A file of no assignment goes by its own name."""
+        name = record["student"]
+        if not record["assignment"]:
+            name += "-" + re.sub(r"[^\w.-]+", "_", record["path"])[-80:]
+        return self.folder / kind / (record["assignment"] or "none") / f"{name}{suffix}"
+
+    def _load(self, path: Path) -> dict | None:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+
+    def _gradebook(self):
+        from nbgrader.api import Gradebook
+
+        return Gradebook(self.url)
+
+    def _resources(self, name: str, student: str = "") -> dict:
+        own = {"notebook": name, "assignment": name, "student": student, "db_url": self.url}
+        return {"nbgrader": own}
+
+    def _save_grades(self, record: dict, notebook: NotebookNode, printed: dict) -> None:
+        """The notebook for the formgrader, with the points as nbgrader reads them from cells."""
+        from nbgrader.preprocessors import SaveAutoGrades
+
+        name, student = record["assignment"], record["student"]
+        for i, cell in enumerate(notebook.cells):
+            if cell.cell_type != "code":
+                continue
+            if i in printed:
+                cell.outputs = [new_output("stream", name="stdout", text=printed[i])]
+            own = cell.metadata.get("nbgrader", {})
+            if own.get("grade"):
+                scored = record["exercises"][own["grade_id"].removeprefix("check_")]
+                text = "\n".join(f"{'✔' if fine else '✘'} {line}" for fine, line in scored["lines"])
+                result = {"text/plain": str(scored["points"])}
+                cell.outputs = [
+                    new_output("stream", name="stdout", text=text),
+                    new_output("execute_result", data=result, execution_count=1),
+                ]
+        path = self.folder / "autograded" / student / name / f"{name}.ipynb"
+        _write(path, nbformat.writes(notebook))
+        with self._gradebook() as gradebook:
+            first, _, last = record["name"].rpartition(" ")
+            gradebook.update_or_create_student(student, first_name=first, last_name=last)
+            gradebook.update_or_create_submission(name, student)
+        SaveAutoGrades().preprocess(notebook, self._resources(name, student))
+
+    def _add_manual(self, gradebook, record: dict) -> None:
+        """Put what a person decided into the record: points, comments, what is still waiting."""
+        from nbgrader.api import MissingEntry
+
+        name, student = record["assignment"], record["student"]
+        for grade_id, entry in record.get("written", {}).items():
+            try:
+                grade = gradebook.find_grade(grade_id, name, name, student)
+                comment = gradebook.find_comment(grade_id, name, name, student)
+            except MissingEntry:
+                continue
+            entry["points"] = grade.manual_score
+            if grade.manual_score is None and not entry["answered"]:
+                entry["points"] = 0.0
+            entry["waiting"] = bool(grade.needs_manual_grade)
+            entry["comment"] = comment.manual_comment or ""
+        for function, entry in record.get("exercises", {}).items():
+            try:
+                grade = gradebook.find_grade(f"check_{function}", name, name, student)
+            except MissingEntry:
+                continue
+            if grade.manual_score is not None:
+                entry["manual"] = grade.manual_score
+
+
+def _row(record: dict) -> dict:
+    exercises, written = record.get("exercises"), record.get("written", {})
+    row = dict.fromkeys(COLUMNS, "") | {
+        key: record[key] for key in ("student", "name", "assignment", "state", "reason")
+    }
+    row["file"] = record["path"]
+    if not exercises:
+        return row
+    row["automatic"] = sum(e.get("manual", e["points"]) for e in exercises.values())
+    row["automatic_max"] = sum(entry["max"] for entry in exercises.values())
+    given = [entry.get("points") for entry in written.values()]
+    row["written"] = sum(points for points in given if points is not None)
+    row["written_max"] = sum(entry["max"] for entry in written.values())
+    row["waiting"] = sum(
+        entry.get("waiting", False) or entry.get("points") is None for entry in written.values()
+    )
+    # No total before every point is decided: half a total looks like a bad one.
+    row["total"] = "" if row["waiting"] else row["automatic"] + row["written"]
+    return row
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(text, encoding="utf-8")
+    new.replace(path)
+
+
+def summary(records: list[dict]) -> str:
+    """States, the distribution of points, and what was hard, in a few lines."""
+    lines = []
+    for name in sorted({record["assignment"] for record in records}):
+        of = [record for record in records if record["assignment"] == name]
+        states = Counter(record["state"] for record in of)
+        lines.append(f"\n{name or 'no assignment'}: {len(of)} submissions")
+        lines += [f"  {count:4} {state}" for state, count in states.most_common()]
+        graded = [record for record in of if record.get("exercises")]
+        if not graded:
+            continue
+        totals = [sum(e["points"] for e in record["exercises"].values()) for record in graded]
+        best = sum(entry["max"] for entry in graded[0]["exercises"].values())
+        lines.append(f"  automatic points, of {best:g}: median {statistics.median(totals):g}")
+        for low in range(5):
+            share = [low / 5 <= t / best and (t / best < (low + 1) / 5 or low == 4) for t in totals]
+            label = f"{low * best / 5:4.1f} to {(low + 1) * best / 5:4.1f}"
+            lines.append(f"    {label} {'█' * sum(share)} {sum(share) or ''}")
+        for function in graded[0]["exercises"]:
+            scores = [r["exercises"][function]["points"] for r in graded]
+            full = graded[0]["exercises"][function]["max"]
+            lines.append(
+                f"    {function:20} all points {sum(s == full for s in scores):3}, "
+                f"some {sum(0 < s < full for s in scores):3}, none {sum(s == 0 for s in scores):3}"
+            )
+    return "\n".join(lines)

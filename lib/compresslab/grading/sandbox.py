@@ -1,0 +1,311 @@
+"""Run a submission where it can do no harm: bubblewrap, and a watch over what it takes.
+
+    why_not()                  None if the sandbox works on this machine, else the reason
+    run(cells, calls)          what the cells print and what the calls give, as plain data
+
+Inside there is no network, no process but its own, the Python that runs it, the library, the
+exercises and models, read-only, and a small /tmp in memory; no solutions, no hidden expectations,
+no gradebook, no other submission. Time, memory, processes and output are limited from outside: what
+exceeds a limit is killed with everything that it started, since it is alone in its process space.
+
+A run that hangs or dies is begun anew without the cell in which it happened, or without the function
+that was called, so that the other exercises are still graded.
+"""
+
+import contextlib
+import json
+import os
+import resource
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from ..assets import cache_folder
+from .checks import EXERCISES
+
+ROOT = EXERCISES.parent
+LIBRARY = Path(__file__).parents[2]
+GRACE = 3.0  # seconds in which a process may still stop by itself
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one submission may take."""
+
+    cell: float = 20.0  # seconds, of a cell, and of a call
+    submission: float = 120.0  # seconds, all in all, second tries included
+    memory: int = 3_000_000_000  # bytes, of all its processes together
+    processes: int = 32  # threads are not counted
+    disk: int = 50_000_000  # bytes in /tmp, which lie in memory
+    output: int = 20_000_000  # bytes that it hands out
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Where a run stopped: `kind` is "cell", "call", or "start" for before the first cell."""
+
+    kind: str
+    index: int
+    late: bool
+    why: str
+
+
+@dataclass
+class Run:
+    """What came of a submission.
+
+    `printed` maps the index of a cell to the text that it printed and showed; `outcomes` a call's
+    index to its outcome (`checks.outcome`, not to be believed but for its values); `failures` is
+    what was left out, and `odd` what came over the channel without being asked for.
+    """
+
+    printed: dict[int, str] = field(default_factory=dict)
+    outcomes: dict[int, dict] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def why_not() -> str | None:
+    """None if submissions can be run safely here; else what is missing, and what to do."""
+    if sys.platform != "linux":
+        return "the sandbox needs Linux: grade in a virtual machine or a container with Linux"
+    if not shutil.which("bwrap"):
+        return "bubblewrap is not installed: apt install bubblewrap (or your system's way)"
+    tried = subprocess.run(
+        [*_command(Limits()), sys.executable, "-c", ""], capture_output=True, text=True
+    )
+    if tried.returncode:
+        return f"bubblewrap does not work here: {tried.stderr.strip()[-300:]}"
+    return None
+
+
+def run(
+    cells: Sequence[tuple[int, str]],
+    calls: Sequence[tuple[str, object]],
+    *,
+    limits: Limits,
+    sandboxed: bool = True,
+) -> Run:
+    """Run the cells of a submission in order, then call its functions.
+
+    Args:
+        cells: index and source of each cell.
+        calls: name of a function, and its encoded arguments.
+        sandboxed: False runs the submission with all the rights of whoever grades.
+    """
+    result, start = Run(), time.monotonic()
+    cells, left = list(cells), dict(enumerate(calls))
+    while True:
+        job = {
+            "cells": [{"index": index, "source": source} for index, source in cells],
+            "calls": [[i, *call] for i, call in left.items()],
+            "seconds": limits.cell,
+        }
+        end = _once(job, result, limits, start + limits.submission, sandboxed)
+        result.seconds = time.monotonic() - start
+        if end.done:
+            if len(result.outcomes) < len(calls):
+                result.odd.append("the end, before every call was made")
+            return result
+        result.failures.append(Failure(*end.at, late=end.late, why=end.why))
+        kind, index = end.at
+        if kind == "start" or result.seconds >= limits.submission:
+            return result
+        if kind == "cell":
+            cells = [(i, source) for i, source in cells if i != index]
+        else:  # its other inputs would most likely do the same
+            for i, (name, _) in left.items():
+                if name == left[index][0]:
+                    result.outcomes[i] = {"late": True} if end.late else {"died": True}
+        left = {i: call for i, call in left.items() if i not in result.outcomes}
+
+
+@dataclass
+class _End:
+    """How one process ended: at which cell or call, and why."""
+
+    done: bool = False
+    at: tuple[str, int] = ("start", 0)
+    late: bool = False
+    why: str = ""
+
+
+def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bool) -> _End:
+    inner = [sys.executable, "-I", "-m", "compresslab.grading.runner"]
+    process = subprocess.Popen(
+        [*(_command(limits) if sandboxed else []), *inner],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        preexec_fn=lambda: _limit_process(limits),
+        env=None if sandboxed else os.environ | _environment(),
+    )
+    feeder = threading.Thread(target=_feed, args=(process, json.dumps(job).encode()), daemon=True)
+    feeder.start()
+    end, watch = _End(), _Watch(process, limits)
+    began, received, buffer = time.monotonic(), 0, b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(process.stdout, selectors.EVENT_READ)
+        while True:
+            ready = selector.select(timeout=0.1)
+            now = time.monotonic()
+            chunk = os.read(process.stdout.fileno(), 1 << 16) if ready else None
+            if chunk == b"":
+                break
+            if chunk:
+                received += len(chunk)
+                *lines, buffer = (buffer + chunk).split(b"\n")
+                for line in lines:
+                    at = _take(line, job, result, end)
+                    if at is not None and at != end.at:
+                        end.at, began = at, now
+            end.why = watch.exceeded()
+            if received > limits.output:
+                end.why = f"it hands out more than {limits.output / 1e6:.0f} MB"
+            patience = limits.cell + (10 * GRACE if end.at[0] == "start" else GRACE)
+            if now > deadline:
+                end.late, end.why = True, f"{limits.submission:.0f} seconds for all are over"
+            elif now > began + patience:
+                end.late, end.why = True, f"it runs for more than {limits.cell:.0f} seconds"
+            if end.why:
+                break
+    _kill(process)
+    if not end.done and not end.why:
+        end.why = f"the process ended{watch.how()}"
+    if end.why:
+        end.done = False
+    return end
+
+
+def _take(line: bytes, job: dict, result: Run, end: _End) -> tuple[str, int] | None:
+    """Write one line of the runner's into `result`; give back where it is, if it says so."""
+    try:
+        record = json.loads(line)
+        if record == {"end": True}:
+            end.done = True
+            return None
+        if "cell" in record:
+            index = record["cell"]
+            if index not in {cell["index"] for cell in job["cells"]}:
+                raise ValueError("no such cell")
+            if "stdout" in record:
+                shown = [record["stdout"], *record["shown"]]
+                result.printed[index] = "\n".join(str(text) for text in shown if text)
+                if record["late"]:
+                    result.hung.append(
+                        f"cell {index + 1}: it runs for more than {job['seconds']:.0f} seconds"
+                    )
+            return ("cell", index)
+        index = record["call"]
+        if index not in {call[0] for call in job["calls"]}:
+            raise ValueError("no such call")
+        if "outcome" not in record:
+            return ("call", index)
+        if end.at != ("call", index) or index in result.outcomes:
+            raise ValueError("an outcome of a call that was not under way")
+        if not isinstance(record["outcome"], dict):
+            raise ValueError("no outcome")
+        result.outcomes[index] = record["outcome"]
+        return ("call", index)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        if len(result.odd) < 5:
+            result.odd.append(line[:80].decode("utf-8", errors="replace"))
+        return None
+
+
+def _feed(process: subprocess.Popen, data: bytes) -> None:
+    with contextlib.suppress(OSError):
+        process.stdin.write(data)
+        process.stdin.close()
+
+
+class _Watch:
+    """Looks at the processes of a submission now and then."""
+
+    def __init__(self, process: subprocess.Popen, limits: Limits):
+        self.process, self.limits, self.last = process, limits, 0.0
+
+    def exceeded(self) -> str:
+        """Which limit is exceeded, or nothing."""
+        if time.monotonic() < self.last + 0.1:
+            return ""
+        self.last = time.monotonic()
+        try:
+            family = psutil.Process(self.process.pid).children(recursive=True)
+        except psutil.Error:
+            return ""
+        if len(family) > self.limits.processes:
+            return f"it starts more than {self.limits.processes} processes"
+        memory = 0
+        for process in family:
+            with contextlib.suppress(psutil.Error):
+                memory += process.memory_info().rss
+        if memory > self.limits.memory:
+            return f"it takes more than {self.limits.memory / 1e9:.1f} GB of memory"
+        return ""
+
+    def how(self) -> str:
+        code = self.process.poll()
+        return f", status {code}" if code else " before its work was done"
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """End the sandbox; the kernel ends all that lives in it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.stdout.close()
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    process.wait()
+
+
+def _limit_process(limits: Limits) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.disk, limits.disk))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(limits.submission) + 5,) * 2)
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": "/tmp",
+        "LANG": "C.UTF-8",
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "IPYTHONDIR": "/tmp/ipython",
+        "COMPRESSLAB_CACHE": str(cache_folder()),
+    }
+
+
+def _command(limits: Limits) -> list[str]:
+    """bubblewrap's command line, before what is to be run."""
+    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
+    for name, value in _environment().items():
+        command += ["--setenv", name, value]
+    for path in ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/lib32"):
+        if os.path.islink(path):
+            command += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            command += ["--ro-bind", path, path]
+    command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
+    command += ["--proc", "/proc", "--dev", "/dev"]
+    command += ["--size", str(limits.disk), "--tmpfs", "/tmp"]
+    readable = {Path(sys.prefix), Path(sys.base_prefix), LIBRARY, EXERCISES, ROOT / "data"}
+    readable |= {cache_folder()}
+    for path in sorted(readable):
+        if path.exists() and not path.is_relative_to("/usr"):
+            command += ["--ro-bind", str(path), str(path)]
+    return [*command, "--chdir", "/tmp"]

@@ -1,0 +1,327 @@
+"""From files to grades: the synthetic class, and what happens to results."""
+
+import csv
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+import synthetic_class
+from synthetic_class import CLASS, NAME, POINTS, Submission, data, own_cell, solved, write
+
+from compresslab.grading import grade, results, sandbox
+
+LIMITS = sandbox.Limits(cell=8, submission=60)
+WHY_NOT = sandbox.why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+def run(source, target, **options) -> dict[str, dict]:
+    """Grade; student's name -> record."""
+    records = grade.grade_class(source, target, limits=LIMITS, **options)
+    return {record["name"]: record for record in records}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("class")
+
+
+@pytest.fixture(scope="module")
+def graded(folder):
+    write(folder / "submissions")
+    return run(folder / "submissions", folder / "grading")
+
+
+def check(submission: Submission, record: dict) -> None:
+    assert record["state"] == submission.state, record["reason"]
+    assert submission.reason in record["reason"]
+    if not submission.gradable:
+        assert "exercises" not in record
+        return
+    for function, points in POINTS.items():
+        earned = record["exercises"][function]["points"]
+        wanted = submission.points.get(function, points)
+        assert 0 < earned < points if wanted == "some" else earned == wanted, (
+            function,
+            record["exercises"][function]["lines"],
+            record["reason"],
+        )
+
+
+def test_there_are_forty_of_them_with_forty_names():
+    assert len({submission.who for submission in CLASS}) == 40
+
+
+@pytest.mark.parametrize("submission", CLASS, ids=lambda s: s.who)
+def test_every_submission_comes_to_what_it_should(graded, submission):
+    check(submission, graded[submission.who])
+
+
+def test_every_state_is_one_that_is_documented(graded):
+    assert {record["state"] for record in graded.values()} == set(grade.STATES)
+
+
+# ---------------------------------------------------------------- what is left behind
+
+
+def table(folder) -> dict[str, dict]:
+    with (folder / "grading" / "grades.csv").open(encoding="utf-8") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def test_the_table_has_one_row_each_and_no_invented_zero(graded, folder):
+    rows = table(folder)
+    assert rows.keys() == {submission.who for submission in CLASS}
+    for submission in CLASS:
+        row = rows[submission.who]
+        assert row["state"] == submission.state
+        assert bool(row["automatic"]) == submission.gradable
+        # A total would be wrong as long as a person has not read the answers.
+        assert row["total"] == "" or row["waiting"] == "0"
+    assert rows["Ada Right"]["automatic"] == "16.0"
+    assert rows["Ada Right"]["waiting"] == "2"
+    assert rows["Pam Stub"]["total"] == "0.0"
+
+
+def test_the_log_names_every_submission(graded, folder):
+    log = (folder / "grading" / "grading.log").read_text(encoding="utf-8")
+    for number, submission in enumerate(CLASS, start=1001):
+        assert re.search(rf" {number} .*{submission.state}", log), submission.who
+
+
+def test_nbgraders_gradebook_has_the_points(graded, folder):
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{folder / 'grading' / 'gradebook.db'}") as gradebook:
+        for number, submission in enumerate(CLASS, start=1001):
+            if not submission.gradable:
+                continue
+            record = graded[submission.who]
+            found = gradebook.find_submission(NAME, str(number))
+            points = sum(entry["points"] for entry in record["exercises"].values())
+            assert found.score == pytest.approx(points)
+            waiting = any(entry["answered"] for entry in record["written"].values())
+            assert found.needs_manual_grade == waiting
+
+
+def test_a_notebook_for_the_formgrader_has_the_answers_and_the_verdicts(graded, folder):
+    path = folder / "grading" / "autograded" / "1009" / NAME / f"{NAME}.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    outputs = {
+        cell.metadata.nbgrader.grade_id: cell.outputs
+        for cell in notebook.cells
+        if cell.cell_type == "code" and cell.metadata.get("nbgrader")
+    }
+    assert outputs["check_amdahl"][0].text.startswith("✔ instant check: all right")
+    assert "✘ instant check: Rounded down" in outputs["check_sentences_needed"][0].text
+
+
+def test_a_page_tells_what_was_right_what_was_wrong_and_where(graded, folder):
+    page = (folder / "grading" / "feedback" / NAME / "1009.html").read_text(encoding="utf-8")
+    assert "Ida Floor" in page
+    assert "Exercise 2 · How many sentences does a comparison need?" in page
+    assert "Rounded down: the interval would be a little too wide." in page
+    assert "✘&ensp;a large pilot: the value is wrong" in page
+    assert "read by a person, later" in page
+    assert not re.search(r"(src|href)=\"?(http|//)", page)
+
+
+def test_a_page_of_what_could_not_be_graded_says_that_it_is_no_zero(graded, folder):
+    (page,) = (folder / "grading" / "feedback" / "none").glob("1028*.html")
+    text = page.read_text(encoding="utf-8")
+    assert "Not graded: unreadable." in text
+    assert "This is not zero" in text
+
+
+def test_the_summary_tells_the_distribution_and_what_was_hard(graded):
+    text = results.summary(list(graded.values()))
+    assert f"{NAME}: 37 submissions" in text
+    assert "no assignment: 3 submissions" in text
+    assert re.search(r"amdahl +all points +\d+, some +\d+, none +\d+", text)
+
+
+# ---------------------------------------------------------------- hidden things stay hidden
+
+
+def test_an_exception_cannot_carry_a_hidden_input_into_the_feedback(tmp_path):
+    write(tmp_path / "in", [synthetic_class.LEAK])
+    run(tmp_path / "in", tmp_path / "out")
+    page = (tmp_path / "out" / "feedback" / NAME / "1001.html").read_text(encoding="utf-8")
+    hidden = grade.load_assignments()[NAME].hidden["amdahl"]["cases"][0]
+    assert "part 1" in json.dumps(hidden)
+    assert "part 1" not in page
+    assert "part_1" not in page
+
+
+def test_what_a_cell_prints_is_not_in_the_feedback(tmp_path):
+    notebook = solved()
+    notebook.cells.append(nbformat.v4.new_code_cell("print('a secret ' + 'of mine')"))
+    write(tmp_path / "in", [Submission("Ann Prints", lambda: data(notebook))])
+    run(tmp_path / "in", tmp_path / "out")
+    assert (
+        "a secret of mine" not in (tmp_path / "out" / "feedback" / NAME / "1001.html").read_text()
+    )
+    autograded = tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb"
+    assert "a secret of mine" in autograded.read_text()
+
+
+# ---------------------------------------------------------------- again, and after a kill
+
+
+def points_of(folder) -> list[list[str]]:
+    with (folder / "grades.csv").open(encoding="utf-8") as file:
+        return sorted(list(row.values()) for row in csv.DictReader(file))
+
+
+def test_a_second_run_grades_only_what_changed_and_keeps_a_persons_points(tmp_path, monkeypatch):
+    class_ = [Submission(f"No {i}", own_cell(f"x = {i}")) for i in range(3)]
+    source, target = write(tmp_path / "in", class_), tmp_path / "out"
+    run(source, target)
+    give_points(target, "1001", "question_1", 1.5, "Half of it.")
+
+    asked = []
+    monkeypatch.setattr(
+        grade, "grade", lambda *a, real=grade.grade, **k: asked.append(a) or real(*a, **k)
+    )
+    again = run(source, target)
+    assert not asked
+    assert again["No 0"]["written"]["question_1"]["points"] == 1.5
+    assert again["No 0"]["written"]["question_1"]["comment"] == "Half of it."
+
+    (source / "No 1_1002_assignsubmission_file_" / f"{NAME}.ipynb").write_bytes(own_cell("y = 5")())
+    run(source, target)
+    assert len(asked) == 1
+
+    # The same student hands in again: a person's points stay, and a person should look once more.
+    (source / "No 0_1001_assignsubmission_file_" / f"{NAME}.ipynb").write_bytes(own_cell("z = 5")())
+    last = run(source, target)["No 0"]["written"]["question_1"]
+    assert last["points"] == 1.5
+    assert last["waiting"]
+
+
+def give_points(target, student: str, grade_id: str, points: float, comment: str) -> None:
+    """What a person does in the formgrader."""
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{target / 'gradebook.db'}") as gradebook:
+        found = gradebook.find_grade(grade_id, NAME, NAME, student)
+        found.manual_score, found.needs_manual_grade = points, False
+        gradebook.find_comment(grade_id, NAME, NAME, student).manual_comment = comment
+        gradebook.db.commit()
+
+
+def test_the_total_stands_when_a_person_has_read_everything(tmp_path):
+    source, target = write(tmp_path / "in", [CLASS[0]]), tmp_path / "out"
+    run(source, target)
+    give_points(target, "1001", "question_1", 2, "")
+    give_points(target, "1001", "question_2", 1, "Which measure?")
+    run(source, target)
+    (row,) = csv.DictReader((target / "grades.csv").open(encoding="utf-8"))
+    assert (row["written"], row["waiting"], row["total"]) == ("3.0", "0", "19.0")
+    assert "Which measure?" in (target / "feedback" / NAME / "1001.html").read_text()
+
+
+@pytest.mark.parametrize("after", [4.0, 6.0])
+def test_a_kill_at_any_moment_loses_nothing(tmp_path, after):
+    class_ = [Submission(f"No {i}", own_cell(f"x = {i}")) for i in range(6)]
+    source = write(tmp_path / "in", class_)
+    command = [sys.executable, "-m", "compresslab.grading.grade", str(source), "--to"]
+    process = subprocess.Popen([*command, str(tmp_path / "out")], start_new_session=True)
+    time.sleep(after)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(source, tmp_path / "out")
+    run(source, tmp_path / "whole")
+    assert points_of(tmp_path / "out") == points_of(tmp_path / "whole")
+    assert len(points_of(tmp_path / "out")) == 6
+    from nbgrader.api import Gradebook
+
+    with Gradebook(f"sqlite:///{tmp_path / 'out' / 'gradebook.db'}") as gradebook:
+        assert gradebook.find_assignment(NAME).num_submissions == 6
+
+
+# ---------------------------------------------------------------- limits
+
+
+def single(one: Submission, tmp_path, **limits) -> dict:
+    write(tmp_path / "in", [one])
+    (record,) = grade.grade_class(
+        tmp_path / "in", tmp_path / "out", limits=sandbox.Limits(**({"cell": 4} | limits))
+    )
+    return record
+
+
+def test_memory_is_limited(tmp_path):
+    record = single(synthetic_class.MEMORY, tmp_path, memory=1_500_000_000)
+    # Python says MemoryError, or the grader ends it: the rest is graded either way.
+    assert record["state"] in ("graded", "crashed")
+    assert record["exercises"]["influence"]["points"] == 2
+
+
+def test_output_is_limited(tmp_path):
+    record = single(synthetic_class.OUTPUT, tmp_path)
+    assert record["state"] in ("timed out", "crashed")
+    assert record["exercises"]["influence"]["points"] == 2
+
+
+def test_a_process_left_behind_is_ended(tmp_path):
+    import psutil
+
+    record = single(synthetic_class.PROCESS, tmp_path)
+    assert record["exercises"]["amdahl"]["points"] == 2
+    time.sleep(1)
+    left = [
+        p for p in psutil.process_iter(["cmdline"]) if "compresslab.grading.runner" in str(p.info)
+    ]
+    assert not left
+
+
+def test_time_is_limited_for_the_submission_as_a_whole(tmp_path):
+    sleeps = own_cell("import time\ntime.sleep(3)")
+    record = single(Submission("Sid Slow", sleeps), tmp_path, submission=2.5)
+    assert record["state"] == "timed out"
+    assert "2 seconds for all are over" in record["reason"] or "3 seconds" in record["reason"]
+
+
+def test_without_a_sandbox_nothing_is_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    write(tmp_path / "in", [CLASS[0]])
+    with pytest.raises(RuntimeError, match=r"bubblewrap is not installed.*with-all-my-rights"):
+        run(tmp_path / "in", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    record = run(tmp_path / "in", tmp_path / "out", sandboxed=False)["Ada Right"]
+    check(CLASS[0], record)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "compresslab.grading.grade", *arguments],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_command_says_what_is_wrong_with_its_arguments(tmp_path):
+    done = command(str(tmp_path / "nowhere"), "--to", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "neither a folder nor a zip file" in done.stderr
+    done = command(str(tmp_path), "--assignment", "thesis", "--to", str(tmp_path / "out"))
+    assert done.returncode == 1
+    assert "no assignment 'thesis'; there are measuring, pruning" in done.stderr
+
+
+def test_one_assignment_alone(tmp_path):
+    write(tmp_path / "in", [CLASS[0]])
+    record = run(tmp_path / "in", tmp_path / "out", only="pruning")["Ada Right"]
+    assert record["state"] == "wrong assignment"
+    assert "it is measuring, and pruning is to be graded" in record["reason"]
