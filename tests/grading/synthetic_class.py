@@ -323,12 +323,16 @@ if os.fork() == 0:
     while True:
         pass
 """
-LEAKS = """
-def amdahl(seconds, speedups):
-    class Leak(Exception):
-        pass
-    raise type("Leak_" + "_".join(seconds), (ValueError,), {})(f"{seconds} {speedups}")
-"""
+# Ways to get what a function was given into the feedback; SECRET stands for that.
+LEAKS = [
+    "def amdahl(seconds, speedups):\n    raise ValueError('SECRET')",
+    "def amdahl(seconds, speedups):\n    raise type('Leak_SECRET', (ValueError,), {})",
+    "def amdahl(seconds, speedups):\n    return type('Leak_SECRET', (), {})()",
+    "def amdahl(seconds, speedups):\n    return torch.zeros(0, SECRET)",
+    "def amdahl(seconds, speedups):\n    return {'SECRET': SECRET}",
+    FAKES_REPLIES.replace("call", "SECRET"),
+    "raise ValueError('SECRET')",
+]
 
 
 def none_of(*functions: str) -> dict[str, float]:
@@ -438,7 +442,12 @@ CLASS = [
         ),
         points=none_of("amdahl"),
     ),
-    Submission("Hex Fakes", own_cell(FAKES_REPLIES), state="tampered", reason="sent unasked"),
+    Submission(
+        "Hex Fakes",
+        own_cell(FAKES_REPLIES),
+        state="tampered",
+        reason="results that nobody asked for",
+    ),
     Submission("Ivy End", own_cell(FAKES_THE_END), state="tampered", points=EVERYTHING),
     Submission("Jay Spy", own_cell(LOOKS_AROUND)),
     Submission("Kit Overwrites", own_cell(OVERWRITES)),
@@ -468,7 +477,6 @@ MEMORY = Submission(
 )
 OUTPUT = Submission("Pip Output", own_cell("while True:\n    print('x' * 10**6)"))
 PROCESS = Submission("Rex Process", own_cell(LEAVES_A_PROCESS))
-LEAK = Submission("Sol Leak", with_answers(amdahl=LEAKS), points=none_of("amdahl"))
 
 
 def write(folder: Path, class_: list[Submission] = CLASS) -> Path:

@@ -67,8 +67,7 @@ def diagnose(exercise: dict, found: list[dict]) -> str | None:
 
     Args:
         exercise: `cases`, as `verdict` takes them, and `mistakes`, pairs of a sentence and the
-            outcome of that mistake for each case. If several mistakes would explain the first
-            wrong case, the one that explains most of the others is named.
+            outcome of that mistake for each case.
         found: an outcome for each case.
     """
     wrong = [verdict(case, outcome) for case, outcome in zip(exercise["cases"], found, strict=True)]
@@ -76,14 +75,19 @@ def diagnose(exercise: dict, found: list[dict]) -> str | None:
     if first is None:
         return None
     about = exercise["cases"][first]["about"]
+    mistake = recognize(exercise, found, first)
+    return f"{mistake} (Seen on {about}.)" if mistake else f"{wrong[first]}, on {about}"
+
+
+def recognize(exercise: dict, found: list[dict], first: int) -> str | None:
+    """The sentence of the known mistake that explains the wrong case `first`, if there is one; of
+    several, that which explains most of the other cases."""
     alike = {
         sentence: [_compare(e, f) is None for e, f in zip(mistake, found, strict=True)]
         for sentence, mistake in exercise["mistakes"]
     }
     alike = {sentence: sum(agrees) for sentence, agrees in alike.items() if agrees[first]}
-    if alike:
-        return f"{max(alike, key=alike.get)} (Seen on {about}.)"
-    return f"{wrong[first]}, on {about}"
+    return max(alike, key=alike.get, default=None)
 
 
 def verdict(case: dict, found: dict) -> str | None:

@@ -9,6 +9,7 @@ leaves in `grading/`
     feedback/         a page for each, which may go to the student
     autograded/       the notebooks as they were graded, for the formgrader
     records/          what was found out about each submission, as JSON
+    similar.csv       pairs of submissions that are very alike, for a person to look at
     grading.log
 
 How many points an exercise earns is decided here, in the grader's process, from plain data that the
@@ -18,7 +19,6 @@ points. Every submission ends in one of STATES.
 """
 
 import argparse
-import builtins
 import hashlib
 import json
 import logging
@@ -36,7 +36,7 @@ from tqdm.auto import tqdm
 
 from ..machine import cores
 from . import sandbox
-from .checks import EXERCISES, diagnose, verdict
+from .checks import EXERCISES, recognize, verdict
 from .intake import (
     File,
     Rebuilt,
@@ -61,6 +61,7 @@ STATES = {
     "unreadable": "no notebook could be read; there are no points, which is not zero points",
     "wrong assignment": "it is a notebook of no assignment here; there are no points",
 }
+WRONG = "the result is wrong"
 UNSAFE = "--run-submissions-unprotected-with-all-my-rights"
 
 log = logging.getLogger("compresslab.grading")
@@ -113,7 +114,8 @@ def grade(
 
     Returns:
         `state` and `reason`; `exercises`, function -> `points`, `max` and `lines` for feedback;
-        `written`, grade_id -> `max` and whether it is `answered`; `printed` and `seconds`.
+        `written`, grade_id -> `max` and whether it is `answered`; `answers`, grade_id -> text;
+        `printed` and `seconds`.
     """
     cells = [
         (i, cell.source)
@@ -150,7 +152,7 @@ def grade(
     failures = [_describe(failure, rebuilt, calls) for failure in run.failures]
     if run.odd:
         state = "tampered"
-        failures.append(f"sent unasked: {run.odd[0]!r}")
+        failures.append("it sent results that nobody asked for")
     elif run.failures:
         state = "timed out" if any(failure.late for failure in run.failures) else "crashed"
     elif rebuilt.lost:
@@ -162,57 +164,53 @@ def grade(
         "reason": "; ".join([*failures, *rebuilt.remarks]),
         "exercises": scored,
         "written": written,
+        "answers": rebuilt.answers,
         "printed": run.printed,
         "seconds": round(run.seconds, 1),
     }
 
 
 def _score(assignment: Assignment, function: str, shown: list[dict], hidden: list[dict]) -> dict:
+    """Points and lines of feedback. Nothing in a line is chosen by the submission, not even a shape
+    or the name of an exception: it could carry hidden inputs to the student.
+    """
     points = assignment.points(f"check_{function}")
-    missing = [outcome for outcome in shown if "missing" in outcome]
-    if missing:
+    if any("missing" in found for found in shown):
         text = f"there is no function {function}, or its cell failed or was left out"
         return {"points": 0.0, "max": points, "lines": [[False, text]]}
-    wrong = _diagnose(assignment.shown[function], shown)
-    lines = [[wrong is None, f"instant check: {wrong or 'all right'}"]]
+    exercise = assignment.shown[function]
+    wrong = [_wrong(case, found) for case, found in zip(exercise["cases"], shown, strict=True)]
+    first = next((i for i, sentence in enumerate(wrong) if sentence), None)
+    if first is None:
+        text = "all right"
+    elif wrong[first] == WRONG:
+        text = recognize(exercise, shown, first) or "not right; run it to see what it says"
+    else:
+        text = wrong[first]
+    lines = [[first is None, f"instant check: {text}"]]
     for case, found in zip(assignment.hidden[function]["cases"], hidden, strict=True):
-        problem = _verdict(case, _without_words(found))
-        lines.append([problem is None, f"{case['about']}{f': {problem}' if problem else ''}"])
+        text = _wrong(case, found)
+        lines.append([text is None, case["about"] + (f": {text}" if text else "")])
     right = [fine for fine, _ in lines[1:]]
-    earned = points * ((wrong is None) / 2 + sum(right) / len(right) / 2)
+    earned = points * ((first is None) / 2 + sum(right) / len(right) / 2)
     return {"points": round(earned, 2), "max": points, "lines": lines}
 
 
-def _diagnose(exercise: dict, found: list[dict]) -> str | None:
-    stopped = next((_stopped(outcome) for outcome in found if _stopped(outcome)), None)
-    try:
-        return stopped or diagnose(exercise, found)
-    except NotPlain as error:
-        return str(error)
-
-
-def _verdict(case: dict, found: dict) -> str | None:
-    try:
-        return _stopped(found) or verdict(case, found)
-    except NotPlain as error:
-        return str(error)
-
-
-def _stopped(found: dict) -> str | None:
+def _wrong(case: dict, found: dict) -> str | None:
+    """None, or one of a few constant sentences."""
     if found.get("late"):
         return "the call takes too long"
-    return "the call ends the process" if found.get("died") else None
-
-
-def _without_words(found: dict) -> dict:
-    """An outcome on a hidden input without any text that a student could choose: an exception's
-    message, or its name, could carry the input into the feedback."""
-    if "raises" in found:
-        known = isinstance(getattr(builtins, str(found["raises"]), None), type)
-        return {"raises": found["raises"] if known else "an exception", "message": "on this input"}
-    if "refused" in found:
-        return {"refused": "the result is no plain data"}
-    return found
+    if found.get("died"):
+        return "the call ends the process"
+    if found.get("raises") == "NotImplementedError":
+        return "nothing is written yet"
+    try:
+        fine = verdict(case, found) is None
+    except NotPlain:
+        fine = False
+    if fine:
+        return None
+    return "it raises an exception" if "raises" in found else WRONG
 
 
 def _describe(failure: sandbox.Failure, rebuilt: Rebuilt, calls: list) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import nbformat
 from nbformat import NotebookNode
+from nbformat.v4.rwbase import rejoin_lines
 
 LARGEST = 200_000_000  # bytes of one file
 LARGEST_OUTPUT = 1_000_000  # characters of one output that are kept for a person to see
@@ -190,6 +191,7 @@ def read_notebook(content: bytes) -> NotebookNode:
         if data.get("nbformat", 4) < 4:
             data = nbformat.convert(nbformat.from_dict(data), 4)
         cells = [_cell(cell) for cell in data["cells"] if isinstance(cell, dict)]
+        _make_ids_unique(cells)
     except Unreadable:
         raise
     except UnicodeDecodeError:
@@ -197,9 +199,8 @@ def read_notebook(content: bytes) -> NotebookNode:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"it is no notebook: {str(error)[:200]}") from None
     metadata = data.get("metadata")
-    return nbformat.v4.new_notebook(
-        cells=cells, metadata=metadata if isinstance(metadata, dict) else {}
-    )
+    metadata = metadata if isinstance(metadata, dict) else {}
+    return rejoin_lines(nbformat.v4.new_notebook(cells=cells, metadata=metadata))
 
 
 def _cell(cell: dict) -> NotebookNode:
@@ -217,6 +218,15 @@ def _cell(cell: dict) -> NotebookNode:
     made = nbformat.v4.new_code_cell(**options)
     made.outputs = [nbformat.from_dict(o) for o in kept if _is_output(o)]
     return made
+
+
+def _make_ids_unique(cells: list[NotebookNode]) -> None:
+    """The first cell keeps an id; nbformat gives those after it, and odd ones, a new one."""
+    seen = set()
+    for cell in cells:
+        if cell.id in seen or not re.fullmatch(r"[\w-]{1,64}", cell.id, flags=re.ASCII):
+            cell.id = nbformat.v4.new_markdown_cell().id
+        seen.add(cell.id)
 
 
 def _is_output(output: dict) -> bool:

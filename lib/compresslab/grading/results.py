@@ -22,6 +22,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
 from .feedback import page
+from .similar import normalize, write_similar
 
 COLUMNS = (
     *("student", "name", "assignment", "state", "reason"),
@@ -113,6 +114,7 @@ class Results:
         for record, row in zip(records, rows, strict=True):
             path = self._path(record, "feedback", ".html")
             _write(path, page(record, row, self.released.get(record["assignment"])))
+        self._find_similar(records)
         log.removeHandler(self._handler)
         self._handler.close()
         return records
@@ -125,6 +127,18 @@ class Results:
         if not record["assignment"]:
             name += "-" + re.sub(r"[^\w.-]+", "_", record["path"])[-80:]
         return self.folder / kind / (record["assignment"] or "none") / f"{name}{suffix}"
+
+    def _find_similar(self, records: list[dict]) -> None:
+        answers: dict[str, dict[str, dict[str, str]]] = {}
+        for record in records:
+            if record.get("exercises"):
+                own = record.get("answers", {})
+                prose = [text for name, text in own.items() if name in record["written"]]
+                code = [normalize(t) for name, t in own.items() if name in record["exercises"]]
+                texts = {"code": "\n".join(code), "prose": "\n".join(prose)}
+                answers.setdefault(record["assignment"], {})[record["student"]] = texts
+        count = write_similar(self.folder / "similar.csv", answers)
+        log.info("%d pairs of submissions are alike", count)
 
     def _load(self, path: Path) -> dict | None:
         try:

@@ -8,8 +8,8 @@ exercises and models, read-only, and a small /tmp in memory; no solutions, no hi
 no gradebook, no other submission. Time, memory, processes and output are limited from outside: what
 exceeds a limit is killed with everything that it started, since it is alone in its process space.
 
-A run that hangs or dies is begun anew without the cell in which it happened, or without the function
-that was called, so that the other exercises are still graded.
+A run that hangs or dies is begun anew without the cell in which it happened, or without the
+function that was called, so that the other exercises are still graded.
 """
 
 import contextlib

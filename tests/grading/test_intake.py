@@ -1,0 +1,230 @@
+"""Reading what students hand in: layouts, damaged files, and the work put in its place."""
+
+import json
+import warnings
+import zipfile
+
+import nbformat
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from synthetic_class import NAME, changed, data, handed_out, old_format, own_cell, place, solved
+
+from compresslab.grading import intake
+from compresslab.grading.intake import (
+    Unreadable,
+    attempt,
+    count_students,
+    find_submissions,
+    identify,
+    identify_student,
+    read_notebook,
+    rebuild,
+)
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["cells", "source", "metadata", "nbgrader", "grade_id"])
+            | st.sampled_from(["cell_type", "outputs", "id", "nbformat"])
+            | st.text(max_size=3),
+            inner,
+            max_size=5,
+        )
+    ),
+    max_leaves=20,
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "student", "name"),
+    [
+        ("Ada Lovelace_1234_assignsubmission_file_/measuring.ipynb", "1234", "Ada Lovelace"),
+        ("Ada Lovelace_1234_assignsubmission_file_measuring.ipynb", "1234", "Ada Lovelace"),
+        ("José d'Été_77_assignsubmission_file_/a b.ipynb", "77", "José d'Été"),
+        ("lovelaceada_1234_98765_measuring.ipynb", "1234", "lovelaceada"),
+        ("lovelaceada_LATE_1234_98765_measuring-2.ipynb", "1234", "lovelaceada"),
+        ("ada/measuring/measuring.ipynb", "ada", "ada"),
+        ("ada/measuring.ipynb", "ada", "ada"),
+        ("ada.ipynb", "ada", "ada"),
+        ("../../etc/ada.ipynb", "unknown", ".."),
+        ("a/../b:c.ipynb", "a", "a"),
+    ],
+)
+def test_the_name_of_a_file_tells_whose_it_is(path, student, name):
+    assert identify_student(path) == (student, name)
+
+
+def test_an_id_is_always_safe_as_the_name_of_a_file():
+    for path in ("../x.ipynb", "a b/c.ipynb", "-rf.ipynb", "§.ipynb", "x" * 9 + "/y.ipynb"):
+        assert "/" not in identify_student(path)[0]
+        assert identify_student(path)[0] not in ("", ".", "..")
+
+
+def test_canvas_numbers_later_tries():
+    files = ["adal_1_2_m.ipynb", "adal_1_3_m-1.ipynb", "adal_LATE_1_4_m-12.ipynb", "ada/m.ipynb"]
+    assert [attempt(file) for file in files] == [0, 1, 12, 0]
+
+
+def test_a_zip_of_an_export_is_as_good_as_the_folder(tmp_path):
+    for who in ("Ada_1", "Bo_2"):
+        folder = tmp_path / "in" / f"{who}_assignsubmission_file_"
+        folder.mkdir(parents=True)
+        (folder / "m.ipynb").write_bytes(data(solved()))
+        (folder / "photo.png").write_bytes(b"png")
+        (folder / ".DS_Store").write_bytes(b"litter")
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted((tmp_path / "in").rglob("*"), reverse=True):
+            archive.write(path, path.relative_to(tmp_path / "in"))
+    from_folder, from_zip = (list(find_submissions(tmp_path / n)) for n in ("in", "all.zip"))
+    assert from_folder == from_zip
+    assert [file.student for file in from_zip] == ["1", "2"]
+    assert count_students(tmp_path / "in") == count_students(tmp_path / "all.zip") == 2
+
+
+def test_a_link_is_not_followed(tmp_path):
+    secret = tmp_path / "secret.ipynb"
+    secret.write_bytes(data(solved()))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "ada.ipynb").symlink_to(secret)
+    (file,) = find_submissions(tmp_path / "in")
+    assert file.content is None
+    assert "link" in file.problem
+
+
+def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "LARGEST", 10_000)
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "ada.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("m.ipynb", b"0" * 1_000_000)
+    (file,) = find_submissions(tmp_path / "in")
+    assert file.content is None
+    assert "unpacks to" in file.problem
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("ada.zip", b"PK no zip", "damaged or locked"),
+        ("ada.zip", b"", "damaged or locked"),
+    ],
+)
+def test_a_damaged_zip_file_is_told(tmp_path, name, content, says):
+    (tmp_path / name).write_bytes(content)
+    (file,) = find_submissions(tmp_path)
+    assert file.content is None
+    assert says in file.problem
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"  \n", "empty"),
+        (b"\xff\xfe\x00", "UTF-8"),
+        (b"{", "no notebook"),
+        (b"[" * 100_000, "no notebook"),
+        (b"[]", "no notebook"),
+        (b'{"cells": 5}', "no notebook"),
+        (b'{"nbformat": 4}', "no notebook"),
+    ],
+)
+def test_what_is_no_notebook_is_told(content, says):
+    with pytest.raises(Unreadable, match=says):
+        read_notebook(content)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PLAIN)
+def test_no_json_ends_anything_but_unreadable(value):
+    try:
+        notebook = read_notebook(json.dumps(value).encode())
+    except Unreadable:
+        return
+    nbformat.validate(notebook)
+    rebuilt = rebuild(handed_out(), notebook)
+    nbformat.validate(rebuilt.notebook)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["delete", "copy", "move"]), st.integers(0, 99)), max_size=8)
+)
+def test_however_cells_are_mixed_the_released_ones_are_all_there(changes):
+    notebook = solved()
+    for kind, number in changes:
+        if not notebook.cells:
+            break
+        i = number % len(notebook.cells)
+        cell = notebook.cells[i]
+        if kind != "copy":
+            del notebook.cells[i]
+        if kind != "delete":
+            copy = nbformat.from_dict(json.loads(json.dumps(cell)))
+            notebook.cells.insert((7 * number) % (len(notebook.cells) + 1), copy)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of nbformat, that ids are there twice
+        content = data(notebook)
+    rebuilt = rebuild(handed_out(), read_notebook(content))
+    nbformat.validate(rebuilt.notebook)
+    ids = [
+        c.metadata["nbgrader"]["grade_id"]
+        for c in rebuilt.notebook.cells
+        if "nbgrader" in c.metadata
+    ]
+    wanted = [
+        c.metadata["nbgrader"]["grade_id"] for c in handed_out().cells if "nbgrader" in c.metadata
+    ]
+    assert ids == wanted
+    # What is neither an answer nor the student's own is as it was handed out.
+    for cell in rebuilt.notebook.cells:
+        own = cell.metadata.get("nbgrader", {})
+        if own and not own["solution"]:
+            assert cell.source == handed_out().cells[place(handed_out(), own["grade_id"])].source
+
+
+def test_an_untouched_notebook_has_no_answers_and_no_remarks():
+    rebuilt = rebuild(handed_out(), read_notebook(data(handed_out())))
+    assert (rebuilt.answers, rebuilt.remarks, rebuilt.lost) == ({}, [], [])
+    assert [c.source for c in rebuilt.notebook.cells] == [c.source for c in handed_out().cells]
+
+
+def test_own_cells_stay_where_they_were_and_count_for_nothing():
+    notebook = read_notebook(own_cell("helper = 1", after="sentences_needed")())
+    rebuilt = rebuild(handed_out(), notebook)
+    i = next(i for i, c in enumerate(rebuilt.notebook.cells) if c.source == "helper = 1")
+    assert rebuilt.notebook.cells[i - 1].metadata.nbgrader.grade_id == "sentences_needed"
+    assert "nbgrader" not in rebuilt.notebook.cells[i].metadata
+    assert rebuilt.remarks == []
+
+
+def test_an_answer_in_the_cell_of_the_question_is_kept():
+    def typed(notebook):
+        notebook.cells[place(notebook, "question_1") - 1].source += "\n\nAttention!"
+
+    rebuilt = rebuild(handed_out(), read_notebook(changed(typed)()))
+    assert any(cell.source.endswith("Attention!") for cell in rebuilt.notebook.cells)
+
+
+def test_a_picture_that_an_experiment_drew_is_kept_for_a_person():
+    def drew(notebook):
+        notebook.cells[place(notebook, "profile_run")].outputs = [
+            nbformat.v4.new_output("stream", name="stdout", text="attention 49 %")
+        ]
+
+    rebuilt = rebuild(handed_out(), read_notebook(changed(drew)()))
+    cell = rebuilt.notebook.cells[place(rebuilt.notebook, "profile_run")]
+    assert cell.outputs[0].text == "attention 49 %"
+
+
+@pytest.mark.parametrize("change", [old_format, lambda n: n.metadata.pop("compresslab") and None])
+def test_an_assignment_is_known_by_what_is_in_it(change):
+    notebook = read_notebook(changed(change)())
+    assert identify(notebook, {NAME: handed_out()}) == NAME
+
+
+def test_another_notebook_is_no_assignment():
+    cells = [nbformat.v4.new_code_cell("def amdahl(x):\n    return x")]
+    assert identify(nbformat.v4.new_notebook(cells=cells), {NAME: handed_out()}) is None
