@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
+PROXY := $(VENV)/node_modules/.bin/configurable-http-proxy
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Jupyter refuses to run as root, as in a container, unless told that this is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
@@ -22,7 +23,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check
 
 # One thread a worker: two workers with two threads each on two cores would wait for each other.
-unit: $(VENV)/test assets
+unit: $(VENV)/test $(PROXY) assets
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope tests
 
 notebooks: $(VENV)/test assets
@@ -62,3 +63,8 @@ $(VENV)/lab $(VENV)/test $(VENV)/grade: $(VENV)/%: pyproject.toml constraints.tx
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,$*]'
 	@touch $@
+
+# The proxy of JupyterHub comes from npm; where there is none, the test of the hub is skipped.
+$(PROXY): | $(VENV)/test
+	@command -v npm > /dev/null && npm install --silent --no-fund --no-audit --prefix $(VENV) \
+	    configurable-http-proxy@5.3.0 || true

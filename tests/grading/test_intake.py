@@ -74,6 +74,7 @@ def test_a_zip_of_an_export_is_as_good_as_the_folder(tmp_path):
         folder.mkdir(parents=True)
         (folder / "m.ipynb").write_bytes(data(solved()))
         (folder / "photo.png").write_bytes(b"png")
+        (folder / "checks.json").write_bytes(b"{}")
         (folder / ".DS_Store").write_bytes(b"litter")
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for path in sorted((tmp_path / "in").rglob("*"), reverse=True):

@@ -105,7 +105,8 @@ def count_students(source: Path) -> int:
 
 def _is_work(name: str) -> bool:
     """Whether a file may be or hold a notebook, and not a picture or a PDF."""
-    return PurePosixPath(name).suffix.lower() in (".ipynb", ".zip", ".json")
+    # Browsers put the last two behind a notebook that they save.
+    return name.lower().endswith((".ipynb", ".zip", ".ipynb.json", ".ipynb.txt"))
 
 
 def _is_litter(name: str) -> bool:
@@ -129,7 +130,7 @@ def _expand(name: str, file: Path | bytes) -> Iterator[File]:
             yield File(student, who, name, file)
             return
         inside = list(_members(file, name))
-        notebooks = [(member, data) for member, data in inside if member.endswith(".ipynb")]
+        notebooks = [(member, data) for member, data in inside if _is_work(member)]
         if not notebooks:
             raise Unreadable("there is no notebook in the zip file")
         for member, data in notebooks:

@@ -49,7 +49,7 @@ START, END = 0.1, 0.7  # of the steps: pruning begins and ends; the rest is reco
 LEARNING_RATE, SCORES_RATE = 2e-4, 3e-2
 FRACTIONS = (0.5, 0.3, 0.15, 0.1, 0.05, 0.03)
 THRESHOLD = 0.1  # τ
-STRENGTHS = (560, 1220, 2320, 3030, 4000, 4600)  # λ, found by trial, to leave about as much
+STRENGTHS = (560, 1220, 2320, 2600, 4000, 4600)  # λ, found by trial, to leave about as much
 
 
 def distillation(teacher: Tensor):
