@@ -6,6 +6,7 @@ import zipfile
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from compresslab.grading import checks, release
 from compresslab.grading.plain import decode, difference, encode
@@ -297,3 +298,17 @@ def test_encoded_cases_come_back_as_they_were():
             for inputs in getattr(release.load_module(name, "cases"), part).values():
                 for _, arguments in inputs:
                     assert difference(arguments, decode(encode(arguments))) is None
+
+
+# ---------------------------------------------------------------- the experiments
+
+
+@pytest.mark.parametrize("name", ASSIGNMENTS)
+def test_the_source_runs_from_top_to_bottom_with_its_experiments(name):
+    notebook = source(name)
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and release.is_experiment(cell):
+            assert cell.source.startswith("# Experiment\n")
+    printed = [cell for cell in notebook.cells if release.is_experiment(cell) and cell.outputs]
+    assert len(printed) >= 5
