@@ -46,6 +46,7 @@ student: $(VENV)/grade
 
 # FROM is a folder or zip file as Moodle or Canvas exports it; OPTIONS as in the instructor's page.
 grade: $(VENV)/grade
+	@$(if $(FROM),,$(error What is to be graded? make grade FROM=folder-or-zip-file))
 	@$(BIN)/python -m compresslab.grading.grade '$(FROM)' $(OPTIONS)
 
 bench: $(VENV)/test assets

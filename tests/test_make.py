@@ -90,3 +90,9 @@ def test_everything_loads_with_the_network_unplugged():
     run = subprocess.run(command, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.splitlines()[-1] == "unplugged"
+
+
+def test_make_grade_asks_what_to_grade():
+    done = subprocess.run(["make", "--dry-run", "grade"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "What is to be graded? make grade FROM=" in done.stderr

@@ -11,6 +11,8 @@ import time
 import nbformat
 import pytest
 import synthetic_class
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from synthetic_class import (
     CLASS,
     NAME,
@@ -98,6 +100,13 @@ def test_the_table_has_one_row_each_and_no_invented_zero(graded, folder):
     assert rows["Pam Stub"]["total"] == "0.0"
 
 
+def test_an_answer_whose_cell_is_missing_waits_for_a_person(graded, folder):
+    row = table(folder)["Tom Missing"]
+    assert (row["waiting"], row["total"]) == ("2", "")
+    page = (folder / "grading" / "feedback" / NAME / "1020.html").read_text(encoding="utf-8")
+    assert "Needs a person." in page
+
+
 def test_the_log_names_every_submission(graded, folder):
     log = (folder / "grading" / "grading.log").read_text(encoding="utf-8")
     for number, submission in enumerate(CLASS, start=1001):
@@ -137,6 +146,8 @@ def test_a_page_tells_what_was_right_what_was_wrong_and_where(graded, folder):
     assert "Ida Floor" in page
     assert "Exercise 2 · How many sentences does a comparison need?" in page
     assert "Rounded down: the interval would be a little too wide." in page
+    assert "(on 20 sentences that the models disagree on, 12 to 8, of 100, " in page
+    assert "is expected)" in page
     assert "✘&ensp;a large pilot: the result is wrong" in page
     assert "read by a person, later" in page
     assert not re.search(r"(src|href)=\"?(http|//)", page)
@@ -179,6 +190,39 @@ def test_what_a_cell_prints_is_not_in_the_feedback(tmp_path):
     )
     autograded = tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb"
     assert "a secret of mine" in autograded.read_text()
+
+
+FORGED = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["float", "tensor", "shape", "data"]), inner)
+        | st.dictionaries(st.sampled_from(["value", "arguments", "raises", "refused"]), inner)
+        | st.dictionaries(st.sampled_from(["dict", "set", "tuple", "late", "missing"]), inner)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    outcomes=st.lists(
+        st.dictionaries(
+            st.sampled_from(["value", "arguments", "raises", "refused", "message"]), FORGED
+        ),
+        min_size=8,
+        max_size=8,
+    )
+)
+def test_forged_outcomes_earn_nothing_and_break_nothing(measuring, outcomes):
+    scored = grade._score(measuring, "amdahl", outcomes[:4], outcomes[4:])
+    assert scored["points"] < 1
+    assert all(isinstance(line, str) for _, line in scored["lines"])
+
+
+@pytest.fixture(scope="module")
+def measuring():
+    return grade.load_assignments()[NAME]
 
 
 # ---------------------------------------------------------------- again, and after a kill
@@ -237,6 +281,15 @@ def test_the_total_stands_when_a_person_has_read_everything(tmp_path):
     assert "Which measure?" in (target / "feedback" / NAME / "1001.html").read_text()
 
 
+def test_a_file_that_was_unreadable_and_is_handed_in_again_is_graded(tmp_path):
+    source = write(tmp_path / "in", [Submission("Tea Twice", lambda: b"{")])
+    assert run(source, tmp_path / "out")["Tea Twice"]["state"] == "unreadable"
+    (path,) = source.rglob("*.ipynb")
+    path.write_bytes(CLASS[0].make())
+    assert run(source, tmp_path / "out")["Tea Twice"]["state"] == "graded"
+    assert len(points_of(tmp_path / "out")) == 1
+
+
 @pytest.mark.parametrize("after", [4.0, 6.0])
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, after):
     class_ = [Submission(f"No {i}", own_cell(f"x = {i}")) for i in range(6)]
@@ -290,6 +343,15 @@ def test_a_process_left_behind_is_ended(tmp_path):
         p for p in psutil.process_iter(["cmdline"]) if "compresslab.grading.runner" in str(p.info)
     ]
     assert not left
+
+
+def test_a_cell_that_never_ends_costs_what_it_should_have_done_and_no_more(tmp_path):
+    record = single(Submission("Sam Loops", own_cell("while True:\n    pass")), tmp_path)
+    assert (record["state"], record["reason"]) == (
+        "timed out",
+        "a cell left out: it runs for more than 4 seconds",
+    )
+    assert all(entry["points"] == entry["max"] for entry in record["exercises"].values())
 
 
 def test_time_is_limited_for_the_submission_as_a_whole(tmp_path):

@@ -117,7 +117,7 @@ def _compare(expected: dict, found: dict) -> str | None:
             return None
         return f"it should raise a {expected['raises']}, as the docstring says"
     if "raises" in found:
-        return f"it raises {found['raises']} ({found['message']})"
+        return f"it raises {found['raises']} ({found.get('message')})"
     if "value" not in found:
         raise NotPlain("no outcome of a call")
     return difference(decode(expected["value"]), decode(found["value"]))

@@ -36,9 +36,10 @@ points: talk to your instructor, or hand in again.</p>
 </table>
 {% for name, entry in record.exercises.items() %}
 <h2 id="{{ name }}"><code>{{ name }}</code></h2>
-<p>{{ where[name] }}{% if entry.manual is defined %} A person has set the points.{% endif %}</p>
+<p>{{ where[name] }}{% if entry.manual is defined %}. A person has set the points.{% endif %}</p>
 <ul>{% for fine, line in entry.lines %}<li>{{ '✔' if fine else '✘' }}&ensp;{{ line }}</li>
 {% endfor %}</ul>
+{% if entry.comment %}<p>{{ entry.comment }}</p>{% endif %}
 {% endfor %}
 {% for name, entry in record.written.items() %}
 <h2 id="{{ name }}">{{ name.replace('_', ' ') }}</h2>
@@ -68,6 +69,6 @@ def page(record: dict, row: dict, released: NotebookNode | None) -> str:
             for line in cell.source.splitlines():
                 title = line[2:] if line.startswith("# ") else title
                 heading = line[3:] if line.startswith("## Exercise") else heading
-        where[cell.metadata.get("nbgrader", {}).get("grade_id")] = f"{heading}."
+        where[cell.metadata.get("nbgrader", {}).get("grade_id")] = heading
     template = Environment(autoescape=True).from_string(PAGE)
     return template.render(record=record, row=row, where=where, title=title)

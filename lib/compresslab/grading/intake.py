@@ -29,6 +29,7 @@ from nbformat.v4.rwbase import rejoin_lines
 
 LARGEST = 200_000_000  # bytes of one file
 LARGEST_OUTPUT = 1_000_000  # characters of one output that are kept for a person to see
+MISSING = "*This cell is missing in what was handed in.*"
 MOODLE = re.compile(r"^(?P<name>[^/]+?)_(?P<id>\d+)_assignsubmission_")
 CANVAS = re.compile(r"^(?P<name>[^/_]+?)(_LATE)?_(?P<id>\d+)_\d+_[^/]+?(-(?P<attempt>\d+))?\.\w+$")
 STUDENT_ID = re.compile(r"[^\w.@+-]+")
@@ -306,6 +307,8 @@ def rebuild(original: NotebookNode, submitted: NotebookNode) -> Rebuilt:
             if known is None:
                 result.lost.append(name)
                 result.remarks.append(f"the cell of {name} is missing")
+                if cell.cell_type == "markdown":  # for a person, and not a zero
+                    cell.source = result.answers[name] = MISSING
             else:
                 cell.source = known.source
                 if known.source.strip() != original.cells[place].source.strip():

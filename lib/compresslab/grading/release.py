@@ -54,8 +54,7 @@ def load_solution(name: str) -> dict[str, Callable]:
     notebook = nbformat.read(SOLUTIONS / name / f"{name}.ipynb", as_version=4)
     space = {"__name__": f"{name}_solution"}
     for cell in notebook.cells:
-        skip = is_experiment(cell) or cell.metadata.get("nbgrader", {}).get("grade")
-        if cell.cell_type == "code" and not skip:
+        if cell.cell_type == "code" and not is_experiment(cell) and not is_graded(cell):
             exec(compile(cell.source, f"{name}.ipynb", "exec"), space)
     return {function: space[function] for function in load_module(name, "cases").SHOWN}
 
@@ -63,6 +62,11 @@ def load_solution(name: str) -> dict[str, Callable]:
 def is_experiment(cell: NotebookNode) -> bool:
     """Whether a cell is one that is not run for grading."""
     return "experiment" in cell.metadata.get("tags", [])
+
+
+def is_graded(cell: NotebookNode) -> bool:
+    """Whether a cell has points."""
+    return bool(cell.metadata.get("nbgrader", {}).get("grade"))
 
 
 def variants(name: str, module: str) -> dict[str, dict[str, Callable]]:

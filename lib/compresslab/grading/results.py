@@ -91,6 +91,9 @@ class Results:
         _write(path, json.dumps(record, indent=1))
         if record.get("exercises"):
             self._save_grades(record, notebook, printed)
+            for kind, suffix in (("records", ".json"), ("feedback", ".html")):
+                # The same file may have been unreadable before.
+                self._path(record | {"assignment": ""}, kind, suffix).unlink(missing_ok=True)
         _write(path, json.dumps(record | {"done": True}, indent=1))
         log.info(
             "%s %s: %s%s",
@@ -164,7 +167,8 @@ class Results:
             if cell.cell_type != "code":
                 continue
             if i in printed:
-                cell.outputs = [new_output("stream", name="stdout", text=printed[i])]
+                text = printed[i]
+                cell.outputs = [new_output("stream", name="stdout", text=text)] if text else []
             own = cell.metadata.get("nbgrader", {})
             if own.get("grade"):
                 scored = record["exercises"][own["grade_id"].removeprefix("check_")]
@@ -186,25 +190,23 @@ class Results:
         """Put what a person decided into the record: points, comments, what is still waiting."""
         from nbgrader.api import MissingEntry
 
-        name, student = record["assignment"], record["student"]
-        for grade_id, entry in record.get("written", {}).items():
+        if not record.get("exercises"):
+            return
+        entries = [(f"check_{name}", name, e) for name, e in record["exercises"].items()]
+        entries += [(name, name, entry) for name, entry in record["written"].items()]
+        for graded, answered, entry in entries:
+            where = (record["assignment"], record["assignment"], record["student"])
             try:
-                grade = gradebook.find_grade(grade_id, name, name, student)
-                comment = gradebook.find_comment(grade_id, name, name, student)
+                grade = gradebook.find_grade(graded, *where)
+                entry["comment"] = gradebook.find_comment(answered, *where).manual_comment or ""
             except MissingEntry:
                 continue
-            entry["points"] = grade.manual_score
-            if grade.manual_score is None and not entry["answered"]:
-                entry["points"] = 0.0
-            entry["waiting"] = bool(grade.needs_manual_grade)
-            entry["comment"] = comment.manual_comment or ""
-        for function, entry in record.get("exercises", {}).items():
-            try:
-                grade = gradebook.find_grade(f"check_{function}", name, name, student)
-            except MissingEntry:
-                continue
-            if grade.manual_score is not None:
-                entry["manual"] = grade.manual_score
+            decided = grade.manual_score is not None or grade.auto_score is not None
+            if answered in record["written"]:
+                entry["points"] = grade.score if decided else None
+                entry["waiting"] = bool(grade.needs_manual_grade)
+            elif grade.manual_score is not None or grade.extra_credit:
+                entry["manual"] = grade.score  # with extra credit
 
 
 def _row(record: dict) -> dict:
@@ -215,7 +217,8 @@ def _row(record: dict) -> dict:
     row["file"] = record["path"]
     if not exercises:
         return row
-    row["automatic"] = sum(e.get("manual", e["points"]) for e in exercises.values())
+    automatic = sum(e.get("manual", e["points"]) for e in exercises.values())
+    row["automatic"] = round(automatic, 2)
     row["automatic_max"] = sum(entry["max"] for entry in exercises.values())
     given = [entry.get("points") for entry in written.values()]
     row["written"] = sum(points for points in given if points is not None)
@@ -224,7 +227,7 @@ def _row(record: dict) -> dict:
         entry.get("waiting", False) or entry.get("points") is None for entry in written.values()
     )
     # No total before every point is decided: half a total looks like a bad one.
-    row["total"] = "" if row["waiting"] else row["automatic"] + row["written"]
+    row["total"] = "" if row["waiting"] else round(row["automatic"] + row["written"], 2)
     return row
 
 

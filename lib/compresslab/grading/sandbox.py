@@ -203,9 +203,8 @@ def _take(line: bytes, job: dict, result: Run, end: _End) -> tuple[str, int] | N
                 shown = [record["stdout"], *record["shown"]]
                 result.printed[index] = "\n".join(str(text) for text in shown if text)
                 if record["late"]:
-                    result.hung.append(
-                        f"cell {index + 1}: it runs for more than {job['seconds']:.0f} seconds"
-                    )
+                    why = f"it runs for more than {job['seconds']:.0f} seconds"
+                    result.failures.append(Failure("cell", index, late=True, why=why))
             return ("cell", index)
         index = record["call"]
         if index not in {call[0] for call in job["calls"]}:
