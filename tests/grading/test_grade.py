@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import nbformat
 import pytest
@@ -369,6 +370,23 @@ def test_without_a_sandbox_nothing_is_run(tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
     record = run(tmp_path / "in", tmp_path / "out", sandboxed=False)["Ada Right"]
     check(CLASS[0], record)
+
+
+def test_a_zip_file_from_canvas_in_which_a_student_tried_twice(tmp_path):
+    wrong = with_answers(amdahl="def amdahl(seconds, speedups):\n    return 0.0")
+    with zipfile.ZipFile(tmp_path / "submissions.zip", "w") as archive:
+        archive.writestr("lovelaceada_1001_50_measuring.ipynb", wrong())
+        archive.writestr("lovelaceada_LATE_1001_51_measuring-1.ipynb", CLASS[0].make())
+        archive.writestr("rightbo_1002_52_notes.pdf", b"%PDF")
+        archive.writestr("rightbo_1002_53_work.ipynb", wrong())
+    records = run(tmp_path / "submissions.zip", tmp_path / "out")
+    assert {name: r["student"] for name, r in records.items()} == {
+        "lovelaceada": "1001",
+        "rightbo": "1002",
+    }
+    check(CLASS[0], records["lovelaceada"])
+    assert "there is a later one: lovelaceada_1001_50" in records["lovelaceada"]["reason"]
+    assert records["rightbo"]["exercises"]["amdahl"]["points"] == 0
 
 
 # ---------------------------------------------------------------- the command
