@@ -334,6 +334,21 @@ def test_output_is_limited(tmp_path):
     assert record["exercises"]["influence"]["points"] == 2
 
 
+def test_disk_is_limited(tmp_path):
+    fills = own_cell("""
+        written = 0
+        try:
+            while written < 10**9:
+                written += open(f"/tmp/{written}", "wb").write(b"x" * 10**6)
+        except OSError as error:
+            print(error, written < 2 * 10**8)
+    """)
+    record = single(Submission("Dee Disk", fills), tmp_path)
+    assert all(entry["points"] == entry["max"] for entry in record["exercises"].values())
+    graded = tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb"
+    assert "No space left on device True" in graded.read_text().replace("[Errno 28] ", "")
+
+
 def test_a_process_left_behind_is_ended(tmp_path):
     import psutil
 
