@@ -19,7 +19,7 @@ def amdahl__weighted_mean(seconds, speedups):
 
 
 def amdahl__assumes_shares(seconds, speedups):
-    """You give back 1 over the time that is left: right for shares that sum to 1, and these are
+    """You return 1 over the time that is left: right for shares that sum to 1, but these are
     seconds."""
     return 1 / sum(time / speedups.get(part, 1) for part, time in seconds.items())
 
@@ -41,6 +41,11 @@ def amdahl__upside_down(seconds, speedups):
     """Upside down: a speed-up is the time before over the time after."""
     after = sum(time / speedups.get(part, 1) for part, time in seconds.items())
     return after / sum(seconds.values())
+
+
+def amdahl__seconds_afterwards(seconds, speedups):
+    """These are the seconds that the run takes afterwards. How many times as fast is that?"""
+    return sum(time / speedups.get(part, 1) for part, time in seconds.items())
 
 
 def amdahl__product(seconds, speedups):
@@ -81,7 +86,7 @@ def sentences_needed__unpaired(first, second, half_width):
 
 
 def sentences_needed__rounds_down(first, second, half_width):
-    """Rounded down: the interval would be a little too wide. Round up."""
+    """Rounded down, or to the nearest: the interval would be a little too wide. Always round up."""
     b, c = _rates(first, second)
     return max(1, int(1.96**2 * (b + c - (c - b) ** 2) / half_width**2))
 
@@ -93,10 +98,16 @@ def sentences_needed__full_width(first, second, half_width):
 
 
 def sentences_needed__not_squared(first, second, half_width):
-    """The width goes with one over the square root of n, so that it comes in squared. Is 1.96
-    squared, too?"""
+    """The width shrinks with the square root of n. Solve for n: both 1.96 and the half-width
+    have to be squared."""
     b, c = _rates(first, second)
     return max(1, math.ceil(1.96 * math.sqrt(b + c - (c - b) ** 2) / half_width))
+
+
+def sentences_needed__not_rounded(first, second, half_width):
+    """A whole number of sentences, rounded up."""
+    b, c = _rates(first, second)
+    return max(1, 1.96**2 * (b + c - (c - b) ** 2) / half_width**2)
 
 
 def sentences_needed__no_z(first, second, half_width):
@@ -165,6 +176,11 @@ def bits_per_byte__mean(losses, mask, texts):
 def bits_per_byte__padding(losses, mask, texts):
     """The losses at padding count here, and should not."""
     return losses.double().sum().item() / math.log(2) / _bytes(texts)
+
+
+def bits_per_byte__only_padding(losses, mask, texts):
+    """You select the padding: the mask is True at the tokens of the texts."""
+    return losses[~mask].double().sum().item() / math.log(2) / _bytes(texts)
 
 
 def bits_per_byte__mean_of_texts(losses, mask, texts):
@@ -256,6 +272,18 @@ def tokens_that_fit__bends_too_late(
     return _fit(budget, global_layers, local_layers, window, a_token)
 
 
+def tokens_that_fit__beyond_the_window(
+    budget, *, global_layers, local_layers, window, kv_heads, head_dim, bits=16
+):
+    """The global layers keep the first tokens, too: you count the window on top of all that
+    they can keep."""
+    a_token = 2 * kv_heads * head_dim * bits / 8
+    left = budget - a_token * local_layers * window
+    if left < 0 or not global_layers:
+        return _fit(budget, global_layers, local_layers, window, a_token)
+    return window + int(left // (a_token * global_layers))
+
+
 def tokens_that_fit__no_infinity(
     budget, *, global_layers, local_layers, window, kv_heads, head_dim, bits=16
 ):
@@ -310,7 +338,8 @@ def crossover_batch__negative(weights, cache, operations, *, bandwidth, peak_flo
 
 
 def crossover_batch__negative_is_one(weights, cache, operations, *, bandwidth, peak_flops):
-    """Where the lines never meet, memory is the limit at every batch, not at none."""
+    """The lines never meet here. Which of the two times is then always the longer one, and what
+    does the docstring say to return?"""
     gain = operations / peak_flops - cache / bandwidth
     return max(1, math.ceil(weights / bandwidth / gain)) if gain else math.inf
 
@@ -376,6 +405,19 @@ def influence__without_the_one(years, parameters):
     """The minus 1 is missing: a model that changes nothing has influence 0."""
     everyone, without = _slopes(years, parameters)
     return everyone / without
+
+
+def influence__percent(years, parameters):
+    """These are percent. 10 % is 0.1 here."""
+    everyone, without = _slopes(years, parameters)
+    return 100 * (everyone / without - 1)
+
+
+def influence__axes_exchanged(years, parameters):
+    """The axes are exchanged: you fit the years over the logarithm of the parameters."""
+    y, x = years.double(), parameters.double().log2()
+    rows = [torch.arange(len(x)) != i for i in range(len(x))]
+    return torch.stack([_slope(x[row], y[row]) for row in rows]) / _slope(x, y) - 1
 
 
 def influence__sign_lost(years, parameters):

@@ -35,8 +35,8 @@ def places(*where: int, shape: tuple[int, int]) -> Tensor:
 
 ENCODER = [(384, 384)] * 4 + [(1536, 384), (384, 1536)]
 BLOCKS = torch.tensor(
-    [[9.0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 0], [2, 2, 0, 3]]
-)  # sums 9, 4, 8, 6; the largest single scores lie elsewhere
+    [[9, 3, 5, 0], [0, 0, 0, 0], [2.5, 2.5, 4, 4], [2.5, 2.5, 0.5, 0.5]]
+)  # two blocks have the largest sums, others the largest squares, others the largest score
 NUMBERS = torch.arange(12.0).view(3, 4)
 
 SHOWN = {
@@ -67,7 +67,7 @@ SHOWN = {
         ),
         (
             "one value, far from both ends",
-            {"mask": places(15, shape=(5, 8)), "bits": 1, "value_bits": 32},
+            {"mask": places(18, shape=(5, 8)), "bits": 1, "value_bits": 32},
         ),
     ],
     "drop_and_grow": [
@@ -179,6 +179,15 @@ HIDDEN = {
                 "mask": mask(5, 5, kept=0.9),
                 "gradient": distinct(5, 5),
                 "fraction": 0.6,
+            },
+        ),
+        (
+            "a count that is not whole",
+            {
+                "weight": distinct(5, 5),
+                "mask": mask(5, 5, kept=0.4),
+                "gradient": distinct(5, 5),
+                "fraction": 0.38,
             },
         ),
         (

@@ -41,7 +41,8 @@ def layer_sparsities__uniform(shapes, sparsity):
 
 
 def layer_sparsities__densities(shapes, sparsity):
-    """These are densities, the fractions *kept*. Give back the fractions removed."""
+    """Kept and removed are exchanged somewhere: `sparsity` is the fraction *removed*, and so is
+    what you return."""
     return _solve(shapes, sparsity)
 
 
@@ -119,6 +120,18 @@ def keep_blocks__largest_score(scores, block, sparsity):
     return _spread(_largest(sums, sums.numel() - round(sparsity * sums.numel())), block)
 
 
+def keep_blocks__squares(scores, block, sparsity):
+    """You add up squares. Add up the scores as they are."""
+    sums = _sums(scores**2, block)
+    return _spread(_largest(sums, sums.numel() - round(sparsity * sums.numel())), block)
+
+
+def keep_blocks__fraction_kept(scores, block, sparsity):
+    """`sparsity` is the fraction of blocks *removed*; you keep as many."""
+    sums = _sums(scores, block)
+    return _spread(_largest(sums, round(sparsity * sums.numel())), block)
+
+
 def keep_blocks__threshold(scores, block, sparsity):
     """All blocks that tie with the last one are kept, so that the count is wrong."""
     sums = _sums(scores, block)
@@ -177,6 +190,8 @@ def keep_blocks__by_row(scores, block, sparsity):
 
 
 def keep_blocks__absolute(scores, block, sparsity):
+    """You take magnitudes. Scores may be negative, and then a block is worth less."""
+
     return keep_blocks__no_error(scores.abs(), block, sparsity)
 
 
@@ -206,6 +221,13 @@ def _bytes(entries, width):
 def gap_bytes__no_fillers(mask, *, bits, value_bits):
     """Where a value is out of reach you need fillers."""
     return _bytes(mask.sum(), bits + value_bits)
+
+
+def gap_bytes__first_distance_from_zero(mask, *, bits, value_bits):
+    """The first distance counts from just before the vector: a value in the very first place
+    has the distance 1."""
+    d = _distances(mask, first=0)
+    return _bytes(((d - 1) // 2**bits + 1).sum(), bits + value_bits)
 
 
 def gap_bytes__one_filler(mask, *, bits, value_bits):
@@ -344,8 +366,8 @@ def drop_and_grow__grows_what_is_there(weight, mask, gradient, fraction):
 
 
 def drop_and_grow__grows_back(weight, mask, gradient, fraction):
-    """A connection that was just dropped is grown again: the places that were free *before*
-    compete."""
+    """A connection that was just dropped is grown again. RigL allows that; the docstring here
+    does not: the places that were free *before* compete."""
     n = _count(mask, fraction)
     after = _exchange(mask, _drop(weight, mask, n), [])
     return _exchange(after, [], _grow(gradient, after, n))
@@ -357,14 +379,23 @@ def drop_and_grow__fraction_of_all(weight, mask, gradient, fraction):
     return _exchange(mask, _drop(weight, mask, n), _grow(gradient, mask, n))
 
 
+def drop_and_grow__rounds_down(weight, mask, gradient, fraction):
+    n = min(int(fraction * int(mask.sum())), int((~mask).sum()))
+    return _exchange(mask, _drop(weight, mask, n), _grow(gradient, mask, n))
+
+
+def drop_and_grow__mask_from_weights(weight, mask, gradient, fraction):
+    return drop_and_grow__changes_the_mask(weight, weight != 0, gradient, fraction)
+
+
 def drop_and_grow__only_drops(weight, mask, gradient, fraction):
     """Connections are dropped and none is grown."""
     return _exchange(mask, _drop(weight, mask, _count(mask, fraction)), [])
 
 
 def drop_and_grow__only_grows(weight, mask, gradient, fraction):
-    """Connections are grown and none is dropped. (Did you multiply by the mask? The zeros of places
-    without a connection are the smallest magnitudes of all.)"""
+    """Connections are grown and none is dropped. (Did you multiply by the mask? The zeros of
+    places without a connection are the smallest magnitudes of all.)"""
     return _exchange(mask, [], _grow(gradient, mask, _count(mask, fraction)))
 
 

@@ -274,6 +274,9 @@ def test_the_archive_has_what_students_need_and_nothing_else(tmp_path):
         "notebooks/01_motivation.ipynb",
     } <= set(content)
     assert not [name for name in content if name.startswith(("solutions", "tests", "."))]
+    page = content["README.md"].decode()
+    for target in re.findall(r"\]\((?!http)([^)#]+)", page):
+        assert any(name == target or name.startswith(target) for name in content), target
     everything = b"\n".join(content.values()).decode("utf-8", errors="ignore")
     for name in ASSIGNMENTS:
         text = join(source(name).cells)

@@ -1,12 +1,14 @@
 """Grades into the tables of Moodle and Canvas."""
 
 import csv
+import io
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
-from compresslab.grading.export import fill
+from compresslab.grading.export import fill, main, pack_feedback
 
 MOODLE = (
     'Identifier,"Full name","Email address",Status,Grade,"Maximum Grade","Feedback comments"\n'
@@ -56,10 +58,38 @@ def test_another_table_is_refused_in_words(worksheet, column, says):
         fill(worksheet, TOTALS, column=column)
 
 
+def test_feedback_is_packed_into_the_folders_that_moodle_gave(tmp_path):
+    page = tmp_path / "feedback" / "measuring" / "1001.html"
+    page.parent.mkdir(parents=True)
+    page.write_text("<p>well done</p>")
+    file = "Ada Lovelace_1001_assignsubmission_file_/measuring.ipynb"
+    rows = [
+        {"student": "1001", "assignment": "measuring", "file": file},
+        {"student": "1002", "assignment": "measuring", "file": file.replace("1001", "1002")},
+        {"student": "1001", "assignment": "measuring", "file": "lovelaceada_1001_5_m.ipynb"},
+    ]
+    with zipfile.ZipFile(io.BytesIO(pack_feedback(tmp_path, rows))) as archive:
+        assert archive.namelist() == ["Ada Lovelace_1001_assignsubmission_file_/feedback.html"]
+        assert archive.read(archive.namelist()[0]) == b"<p>well done</p>"
+    assert pack_feedback(tmp_path, rows[2:]) is None
+
+
+def test_a_name_that_no_grades_have_is_refused(tmp_path, capsys, monkeypatch):
+    (tmp_path / "sheet.csv").write_text(MOODLE)
+    (tmp_path / "grades.csv").write_text("student,assignment,total,file\n1001,measuring,17.5,x\n")
+    arguments = ["sheet.csv", "--assignment", "mesuring", "--grades", "grades.csv"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["export", *arguments])
+    assert main() == 1
+    assert "grades.csv has nothing of 'mesuring'" in capsys.readouterr().err
+    assert not (tmp_path / "sheet-filled.csv").exists()
+
+
 def test_the_command_leaves_the_worksheet_alone_and_writes_a_copy(tmp_path):
     (tmp_path / "sheet.csv").write_text("\ufeff" + MOODLE, encoding="utf-8")
     (tmp_path / "grades.csv").write_text(
-        "student,assignment,total\n1001,measuring,17.5\n1002,measuring,\n1001,pruning,3\n"
+        "student,assignment,total,file\n"
+        "1001,measuring,17.5,a\n1002,measuring,,b\n1001,pruning,3,c\n"
     )
     done = subprocess.run(
         [
@@ -79,4 +109,6 @@ def test_the_command_leaves_the_worksheet_alone_and_writes_a_copy(tmp_path):
     assert "1 of 2 students have their points" in done.stdout
     assert "1 have no complete total" in done.stdout
     assert (tmp_path / "sheet.csv").read_text(encoding="utf-8") == "\ufeff" + MOODLE
-    assert read((tmp_path / "sheet-filled.csv").read_text())[0]["Grade"] == "17.5"
+    filled = (tmp_path / "sheet-filled.csv").read_text(encoding="utf-8")
+    assert filled.startswith("\ufeff")  # Excel wants the mark
+    assert read(filled[1:])[0]["Grade"] == "17.5"

@@ -22,7 +22,7 @@ class CheckFailed(AssertionError):
 
     def _render_traceback_(self) -> list[str]:
         """IPython prints this in place of a traceback, which would lead into the library."""
-        return [f"✘ {self}"]
+        return f"✘ {self}".split("\n")
 
 
 def check(function: Callable) -> None:
@@ -33,11 +33,23 @@ def check(function: Callable) -> None:
         LookupError: no assignment has a function of this name.
     """
     exercise = _find(function.__name__)
-    found = [outcome(function, case["arguments"]) for case in exercise["cases"]]
-    wrong = diagnose(exercise, found)
-    if wrong is not None:
-        raise CheckFailed(f"{function.__name__}: {wrong}")
+    cases = exercise["cases"]
+    found = [outcome(function, case["arguments"]) for case in cases]
+    first = first_wrong(exercise, found)
+    if first is not None:
+        call = _describe(cases[first]["arguments"], found[first])
+        raise CheckFailed(f"{function.__name__}: {diagnose(exercise, found)}{call}")
     print(f"✔ {function.__name__}: {len(found)} cases right")
+
+
+def _describe(arguments: object, found: dict) -> str:
+    """Lines with what a function was given and what it returned, where that is short."""
+    given = ", ".join(f"{name}={value!r}" for name, value in decode(arguments).items())
+    lines = {"called with": given}
+    if "value" in found:
+        lines["it returned"] = repr(decode(found["value"]))
+    lines = {label: " ".join(text.split()) for label, text in lines.items() if text}
+    return "".join(f"\n  {label} {text}" for label, text in lines.items() if len(text) <= 300)
 
 
 def outcome(function: Callable, arguments: object) -> dict:
@@ -70,13 +82,20 @@ def diagnose(exercise: dict, found: list[dict]) -> str | None:
             outcome of that mistake for each case.
         found: an outcome for each case.
     """
-    wrong = [verdict(case, outcome) for case, outcome in zip(exercise["cases"], found, strict=True)]
-    first = next((i for i, sentence in enumerate(wrong) if sentence), None)
+    first = first_wrong(exercise, found)
     if first is None:
         return None
     about = exercise["cases"][first]["about"]
     mistake = recognize(exercise, found, first)
-    return f"{mistake} (Seen on {about}.)" if mistake else f"{wrong[first]}, on {about}"
+    if mistake:
+        return f"{mistake} (Seen on {about}.)"
+    return f"{verdict(exercise['cases'][first], found[first])}, on {about}"
+
+
+def first_wrong(exercise: dict, found: list[dict]) -> int | None:
+    """The first case that is wrong."""
+    pairs = zip(exercise["cases"], found, strict=True)
+    return next((i for i, (case, outcome) in enumerate(pairs) if verdict(case, outcome)), None)
 
 
 def recognize(exercise: dict, found: list[dict], first: int) -> str | None:

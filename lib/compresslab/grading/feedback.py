@@ -27,7 +27,7 @@ points: talk to your instructor, or hand in again.</p>
 {% endif %}
 <table><tr><th>exercise</th><th>points</th></tr>
 {% for name, entry in record.exercises.items() %}
-<tr><td><a href="#{{ name }}"><code>{{ name }}</code></a></td><td>{{ '%g' % entry.get('manual', entry.points) }} of {{ '%g' % entry.max }}</td></tr>
+<tr><td><a href="#{{ name }}"><code>{{ name }}</code></a></td><td>{% if entry.waiting and entry.manual is not defined %}looked at by a person, later{% else %}{{ '%g' % entry.get('manual', entry.points) }} of {{ '%g' % entry.max }}{% endif %}</td></tr>
 {% endfor %}
 {% for name, entry in record.written.items() %}
 <tr><td><a href="#{{ name }}">{{ name.replace('_', ' ') }}</a></td><td>{% if entry.waiting or entry.points is none %}read by a person, later{% else %}{{ '%g' % entry.points }} of {{ '%g' % entry.max }}{% endif %}</td></tr>

@@ -136,9 +136,12 @@ def grade(
         limits=limits,
         sandboxed=sandboxed,
     )
+    if run.failures and run.failures[0].kind == "start":  # nothing that a submission could do
+        why = f"the grader failed: nothing could be run: {run.failures[0].why}"
+        return {"state": "needs a person", "reason": why, "digest": ""}
     found = {}
     for i, (function, kind, _) in enumerate(calls):
-        found.setdefault((function, kind), []).append(run.outcomes.get(i, {"missing": True}))
+        found.setdefault((function, kind), []).append(run.outcomes.get(i, {"unrun": True}))
     scored = {
         function: _score(assignment, function, found[function, "shown"], found[function, "hidden"])
         for function in assignment.shown
@@ -155,6 +158,8 @@ def grade(
     if run.odd:
         state = "tampered"
         failures.append("it sent results that nobody asked for")
+    elif any(entry.get("waiting") for entry in scored.values()):
+        state = "needs a person"
     elif run.failures:
         state = "timed out" if any(failure.late for failure in run.failures) else "crashed"
     elif rebuilt.lost:
@@ -177,6 +182,9 @@ def _score(assignment: Assignment, function: str, shown: list[dict], hidden: lis
     or the name of an exception: it could carry hidden inputs to the student.
     """
     points = assignment.points(f"check_{function}")
+    if any("unrun" in found for found in [*shown, *hidden]):
+        text = "not run to its end: the time for all exercises together was over"
+        return {"points": 0.0, "max": points, "lines": [[False, text]], "waiting": True}
     if any("missing" in found for found in shown):
         text = f"there is no function {function}, or its cell failed or was left out"
         return {"points": 0.0, "max": points, "lines": [[False, text]]}

@@ -198,6 +198,8 @@ def read_notebook(content: bytes) -> NotebookNode:
         raise
     except UnicodeDecodeError:
         raise Unreadable("it is not text in UTF-8") from None
+    except json.JSONDecodeError:
+        raise Unreadable("it is no notebook: damaged, or not saved to its end") from None
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"it is no notebook: {str(error)[:200]}") from None
     metadata = data.get("metadata")

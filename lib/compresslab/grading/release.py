@@ -12,6 +12,7 @@ what the instant checks compare. An experiment is a cell tagged so: it is not ru
 import hashlib
 import importlib.util
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable
@@ -157,8 +158,18 @@ def write_archive(path: Path = ARCHIVE) -> Path:
             for file in [start] if start.is_file() else sorted(start.rglob("*")):
                 hidden = any(p.startswith(".") or p == "__pycache__" for p in file.parts)
                 if file.is_file() and not hidden and ".egg-info" not in str(file):
-                    archive.write(file, Path("compresslab-course", file.relative_to(ROOT)))
+                    name = Path("compresslab-course", file.relative_to(ROOT))
+                    if file.suffix == ".md":
+                        text = for_students(file.read_text("utf-8"))
+                        archive.writestr(zipfile.ZipInfo(str(name)), text)
+                    else:
+                        archive.write(file, name)
     return path
+
+
+def for_students(text: str) -> str:
+    """A page without what is marked as for others: in the archive it would lead nowhere."""
+    return re.sub(r"<!-- not for students -->\n.*?<!-- -->\n", "", text, flags=re.S)
 
 
 def main() -> None:

@@ -185,6 +185,12 @@ class Results:
             gradebook.update_or_create_student(student, first_name=first, last_name=last)
             gradebook.update_or_create_submission(name, student)
         SaveAutoGrades().preprocess(notebook, self._resources(name, student))
+        with self._gradebook() as gradebook:
+            for function, entry in record["exercises"].items():
+                if entry.get("waiting"):
+                    grade = gradebook.find_grade(f"check_{function}", name, name, student)
+                    grade.needs_manual_grade = True
+            gradebook.db.commit()
 
     def _add_manual(self, gradebook, record: dict) -> None:
         """Put what a person decided into the record: points, comments, what is still waiting."""
@@ -225,7 +231,7 @@ def _row(record: dict) -> dict:
     row["written_max"] = sum(entry["max"] for entry in written.values())
     row["waiting"] = sum(
         entry.get("waiting", False) or entry.get("points") is None for entry in written.values()
-    )
+    ) + sum("waiting" in entry and "manual" not in entry for entry in exercises.values())
     # No total before every point is decided: half a total looks like a bad one.
     row["total"] = "" if row["waiting"] else round(row["automatic"] + row["written"], 2)
     return row

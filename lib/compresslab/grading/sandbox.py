@@ -81,11 +81,15 @@ def why_not() -> str | None:
         return "the sandbox needs Linux: grade in a virtual machine or a container with Linux"
     if not shutil.which("bwrap"):
         return "bubblewrap is not installed: apt install bubblewrap (or your system's way)"
+    # All that a submission needs before its first cell, and the same library as out here.
+    look = "import torch, IPython, compresslab.grading.runner as r; print(r.__file__)"
     tried = subprocess.run(
-        [*_command(Limits()), sys.executable, "-c", ""], capture_output=True, text=True
+        [*_command(Limits()), sys.executable, "-I", "-c", look], capture_output=True, text=True
     )
     if tried.returncode:
-        return f"bubblewrap does not work here: {tried.stderr.strip()[-300:]}"
+        return f"nothing can be run in the sandbox: {tried.stderr.strip()[-300:]}"
+    if tried.stdout.strip() != str(Path(__file__).with_name("runner.py")):
+        return f"the sandbox runs another copy of the library: {tried.stdout.strip()}"
     return None
 
 
@@ -216,6 +220,11 @@ def _take(line: bytes, job: dict, result: Run, end: _End) -> tuple[str, int] | N
         if not isinstance(record["outcome"], dict):
             raise ValueError("no outcome")
         result.outcomes[index] = record["outcome"]
+        names = {call[0]: call[1] for call in job["calls"]}
+        told = {names.get(f.index) for f in result.failures if f.kind == "call"}
+        if record["outcome"].get("late") and names[index] not in told:
+            why = f"it runs for more than {job['seconds']:.0f} seconds"
+            result.failures.append(Failure("call", index, late=True, why=why))
         return ("call", index)
     except (ValueError, KeyError, TypeError, RecursionError):
         if len(result.odd) < 5:
