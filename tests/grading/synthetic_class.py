@@ -318,10 +318,8 @@ def amdahl(seconds, speedups):
             continue
 """
 LEAVES_A_PROCESS = """
-import os
-if os.fork() == 0:
-    while True:
-        pass
+import subprocess
+subprocess.Popen(["sleep", "98765.4321"], start_new_session=True)
 """
 # Ways to get what a function was given into the feedback; SECRET stands for that.
 LEAKS = [

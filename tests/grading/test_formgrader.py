@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -11,8 +12,9 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import nbformat
 import pytest
-from synthetic_class import CLASS, NAME, write
+from synthetic_class import NAME, Submission, changed, place, write
 from test_hub import free_port
 
 from compresslab.grading import sandbox
@@ -61,7 +63,17 @@ class Formgrader:
 
 
 def test_points_and_comments_of_a_person_come_into_the_table_and_the_page(tmp_path):
-    source, target = write(tmp_path / "in", [CLASS[0]]), tmp_path / "out"
+    def attack(notebook):
+        script = "<script>window.bad = 1</script><img src=x onerror=bad()> [x](javascript:bad())"
+        script += " [y](java&#115;cript:bad()) [z][1] [w](https://example.org)"
+        script += "\n\n[1]: javascript:bad()"
+        notebook.cells[place(notebook, "question_1")].source += script
+        notebook.cells.append(nbformat.v4.new_markdown_cell(script))
+        html = nbformat.v4.new_output("display_data", data={"text/html": script})
+        notebook.cells[place(notebook, "profile_run")].outputs = [html]
+
+    one = Submission("Ada Right", changed(attack))
+    source, target = write(tmp_path / "in", [one]), tmp_path / "out"
     grade_class(source, target)
     formgrader = Formgrader(target, tmp_path)
     try:
@@ -70,6 +82,12 @@ def test_points_and_comments_of_a_person_come_into_the_table_and_the_page(tmp_pa
         page = formgrader.ask(f"submissions/{notebook['id']}/")
         assert "Attention, since its share is the larger one." in page
         assert "instant check: all right" in page
+        # A student's script would have the rights of whoever grades.
+        assert "window.bad = 1" in page
+        assert "<script>window.bad" not in page
+        assert "<img src=x" not in page
+        assert not re.search(r'href="java', page)
+        assert 'href="https://example.org"' in page
 
         grades = formgrader.ask(f"api/grades?submission_id={notebook['id']}")
         points = {"question_1": (1.5, 0), "question_2": (2, 0.5), "check_amdahl": (1, 0)}

@@ -1,6 +1,8 @@
 """From files to grades: the synthetic class, and what happens to results."""
 
 import csv
+import json
+import os
 import re
 import shutil
 import signal
@@ -19,8 +21,10 @@ from synthetic_class import (
     NAME,
     POINTS,
     Submission,
+    changed,
     data,
     own_cell,
+    place,
     solved,
     with_answers,
     write,
@@ -139,14 +143,17 @@ def test_a_notebook_for_the_formgrader_has_the_answers_and_the_verdicts(graded, 
         if cell.cell_type == "code" and cell.metadata.get("nbgrader")
     }
     assert outputs["check_amdahl"][0].text.startswith("✔ instant check: all right")
-    assert "✘ instant check: Rounded down" in outputs["check_sentences_needed"][0].text
+    assert (
+        "✘ instant check: Rounded down, or to the nearest"
+        in outputs["check_sentences_needed"][0].text
+    )
 
 
 def test_a_page_tells_what_was_right_what_was_wrong_and_where(graded, folder):
     page = (folder / "grading" / "feedback" / NAME / "1009.html").read_text(encoding="utf-8")
     assert "Ida Floor" in page
     assert "Exercise 2 · How many sentences does a comparison need?" in page
-    assert "Rounded down: the interval would be a little too wide." in page
+    assert "the interval would be a little too wide." in page
     assert "(on 20 sentences that the models disagree on, 12 to 8, of 100, " in page
     assert "is expected)" in page
     assert "✘&ensp;a large pilot: the result is wrong" in page
@@ -205,25 +212,266 @@ FORGED = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
-    outcomes=st.lists(
-        st.dictionaries(
-            st.sampled_from(["value", "arguments", "raises", "refused", "message"]), FORGED
-        ),
-        min_size=8,
-        max_size=8,
+    found=st.dictionaries(
+        st.sampled_from(["value", "arguments", "raises", "refused", "message", "late", "unrun"]),
+        FORGED,
     )
 )
-def test_forged_outcomes_earn_nothing_and_break_nothing(measuring, outcomes):
-    scored = grade._score(measuring, "amdahl", outcomes[:4], outcomes[4:])
-    assert scored["points"] < 1
-    assert all(isinstance(line, str) for _, line in scored["lines"])
+def test_a_forged_outcome_is_refused_or_earns_nothing(measuring, found):
+    if sandbox._is_outcome(found):
+        scored = grade._score(measuring, "amdahl", [found] * 4, [found] * 4)
+        assert scored["points"] == 0
+        assert all(isinstance(line, str) for _, line in scored["lines"])
 
 
 @pytest.fixture(scope="module")
 def measuring():
     return grade.load_assignments()[NAME]
+
+
+def find_the_runner(what: str) -> str:
+    """A cell that gets hold of the runner's own function `say` and its `job`, and then `what`."""
+    return f"""
+        import gc, json
+        every = gc.get_objects()
+        name = "main.<locals>.say"
+        say = next(o for o in every if getattr(o, "__qualname__", "") == name)
+        job = next(o for o in every if isinstance(o, dict) and "calls" in o and "seconds" in o)
+        {what}
+    """
+
+
+STUBS = {f: f"def {f}(*a, **k):\n    raise NotImplementedError" for f in POINTS}
+
+
+@pytest.mark.parametrize(
+    "outcome", ["{'refused': None}", "{'refused': ''}", "{'unrun': 1}", "{}", "{'value': None}"]
+)
+def test_a_patched_runner_earns_nothing(tmp_path, outcome):
+    patch = f"from compresslab.grading import checks\nchecks.outcome = lambda f, a: {outcome}"
+    record = single(Submission("Pat Ch", own_cell(patch, answers=STUBS)), tmp_path)
+    assert record["state"] == ("graded" if outcome == "{'refused': ''}" else "tampered")
+    assert sum(entry["points"] for entry in record["exercises"].values()) == 0
+
+
+def test_hiding_that_the_input_was_changed_earns_nothing(tmp_path):
+    patch = """
+        from compresslab.grading import checks
+        real = checks.outcome
+        checks.outcome = lambda f, a: {"value": real(f, a)["value"]}
+    """
+    changes = (
+        "def amdahl(seconds, speedups):\n    before = sum(seconds.values())\n"
+        "    for p in seconds:\n        seconds[p] /= speedups.get(p, 1)\n"
+        "    after = sum(seconds.values())\n    return before / after if after else math.inf"
+    )
+    record = single(Submission("Hid Es", own_cell(patch, answers={"amdahl": changes})), tmp_path)
+    assert record["exercises"]["amdahl"]["points"] == 0
+
+
+def test_the_clock_cannot_be_wound_back(tmp_path):
+    cheat = find_the_runner(
+        "signal = __import__('signal'); signal.setitimer(signal.ITIMER_REAL, 0)"
+    )
+    slow = (
+        "def amdahl(seconds, speedups):\n    import time\n"
+        "    signal.setitimer = lambda *a: signal.alarm(0)\n    signal.alarm(0)\n"
+        "    for _ in range(9):\n        time.sleep(1)\n"
+        "        say(cell=job['cells'][0]['index'])\n        say(call=0)\n    return 1.0"
+    )
+    record = single(Submission("Tim Er", own_cell(cheat, answers={"amdahl": slow})), tmp_path)
+    assert record["state"] == "tampered"
+    assert record["exercises"]["amdahl"]["points"] == 0
+    assert record["exercises"]["influence"]["points"] == 2
+
+
+def test_what_is_said_of_failures_carries_no_message(tmp_path):
+    tell = find_the_runner(
+        "for c in job['cells'] * 3: say(cell=c['index'], stdout='', shown=[], late=True)"
+    )
+    record = single(Submission("Mor Se", own_cell(tell)), tmp_path)
+    assert record["reason"].endswith("it sent results that nobody asked for")
+    assert record["reason"].count("left out") <= 1
+    (tmp_path / "2").mkdir()
+    dies = own_cell("import os\nos._exit(97)")
+    record = single(Submission("Sta Tus", dies), tmp_path / "2")
+    assert record["reason"] == "a cell of your own left out: the process ended"
+
+
+def test_nothing_of_the_graders_environment_is_in_the_sandbox(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "ghp_1234567")
+    look = own_cell(
+        "import glob\nfor p in glob.glob('/proc/*/environ'):\n    print(open(p).read())"
+    )
+    single(Submission("Env Y", look), tmp_path)
+    graded = (tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb").read_text()
+    assert "OMP_NUM_THREADS" in graded
+    assert "ghp_1234567" not in graded
+
+
+def test_nothing_can_be_written_but_in_a_small_tmp(tmp_path):
+    fills = own_cell("""
+        import os
+        for folder in ("/dev/shm", "/dev", "/", "/root", "/home", "/usr", "/run"):
+            for i in range(4):
+                try:
+                    open(f"{folder}/x{i}", "wb").write(b"x" * 40_000_000)
+                    print("wrote", folder, i)
+                except OSError:
+                    pass
+        print(os.system("unshare -Urm true") == 0)
+    """)
+    single(Submission("Fil Ler", fills), tmp_path)
+    graded = (tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb").read_text()
+    assert graded.count("wrote ") == graded.count("wrote /dev/shm") == 1
+    assert "False" in graded
+
+
+def test_right_answers_stay_right_when_a_later_input_ends_the_process(tmp_path):
+    dies = (
+        "import os\ncount = 0\ndef amdahl(seconds, speedups):\n    global count\n    count += 1\n"
+        "    if count == 6:\n        os._exit(3)\n"
+        "    after = sum(t / speedups.get(p, 1) for p, t in seconds.items())\n"
+        "    return sum(seconds.values()) / after if after else math.inf"
+    )
+    record = single(Submission("Die Late", with_answers(amdahl=dies)), tmp_path)
+    assert record["state"] == "crashed"
+    assert record["exercises"]["amdahl"]["points"] == 1.25  # the check, and one of four hidden
+
+
+# ---------------------------------------------------------------- files that could end a run
+
+
+def with_metadata(**metadata):
+    notebook = solved()
+    notebook.metadata.update(metadata)
+    return json.dumps(notebook).encode()
+
+
+def cell_with(source: str = "x = 1", **fields):
+    notebook = solved()
+    cell = {"cell_type": "code", "source": source, "metadata": {}, "outputs": []} | fields
+    return json.dumps({**notebook, "cells": [*notebook.cells, cell]}).encode()
+
+
+ODD = {
+    "kernel": with_metadata(kernelspec={"name": "x"}, language_info={}),
+    "mark": with_metadata(compresslab={"assignment": []}),
+    "mark2": with_metadata(compresslab={"assignment": {}, "release": [1]}),
+    "tags": cell_with(metadata={"tags": None, "collapsed": "x"}),
+    "longid": cell_with(id="x" * 200),
+    "surrogate": cell_with('print("\\ud800")'),
+    "halfemoji": cell_with("# \ud83d"),
+    "digits": data(solved({"influence": "X = 0x" + "f" * 5000})),
+    "minuses": data(solved({"influence": "X = " + "-" * 900 + "1"})),
+    "nulls": cell_with("x = '\0'"),
+}
+
+
+def test_no_file_ends_the_run_of_the_others(tmp_path):
+    source = tmp_path / "in"
+    for name, content in ODD.items():
+        (source / name).mkdir(parents=True)
+        (source / name / f"{NAME}.ipynb").write_bytes(content)
+    (source / "=HYPERLINK(1)").mkdir()
+    (source / "=HYPERLINK(1)" / "notes.pdf").write_bytes(b"%PDF")
+    (source / ("long" * 60)).mkdir()
+    (source / ("long" * 60) / f"{NAME}.ipynb").write_bytes(data(solved()))
+    (source / "line\nbreak").mkdir()
+    (source / "line\nbreak" / f"{NAME}.ipynb").write_bytes(b"{")
+    latin = os.path.join(os.fsencode(source), b"M\xfcller")
+    os.mkdir(latin)
+    with open(os.path.join(latin, b"measuring.ipynb"), "wb") as file:
+        file.write(data(solved()))
+    with zipfile.ZipFile(source / "dots.zip", "w") as archive:
+        archive.writestr(".", b"")
+        archive.writestr("A" * 400 + ".ipynb", b"{")
+    with zipfile.ZipFile(source / "nested.zip", "w") as archive:
+        archive.writestr("inner.zip", b"PK")
+    (source / "fine").mkdir()
+    (source / "fine" / f"{NAME}.ipynb").write_bytes(data(solved()))
+
+    records = run(source, tmp_path / "out")
+    assert {r["state"] for r in records.values()} == {"graded", "unreadable"}
+    assert all("grader failed" not in record["reason"] for record in records.values())
+    assert records["M�ller"]["state"] == records["fine"]["state"] == "graded"
+    assert "no notebook among the files" in records["=HYPERLINK(1)"]["reason"]
+    assert "another zip file" in records["nested"]["reason"]
+    assert len(records) == len(ODD) + 7
+    with (tmp_path / "out" / "grades.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(records)
+    assert not [
+        row for row in rows if any(v.startswith(("=", "+", "-", "@")) for v in row.values())
+    ]
+    log = (tmp_path / "out" / "grading.log").read_text(encoding="utf-8")
+    assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in log.splitlines())
+
+
+def test_a_failure_of_our_own_is_the_students_row_and_nobody_elses(tmp_path, monkeypatch):
+    source = write(tmp_path / "in", [Submission("No 0", CLASS[0].make), CLASS[0]])
+    real = grade.rebuild
+
+    def breaks(original, notebook):
+        if not (tmp_path / "once").exists():
+            (tmp_path / "once").touch()
+            raise ZeroDivisionError
+        return real(original, notebook)
+
+    monkeypatch.setattr(grade, "rebuild", breaks)
+    states = sorted(record["state"] for record in run(source, tmp_path / "out").values())
+    assert states == ["graded", "needs a person"]
+
+
+# ---------------------------------------------------------------- honest work in odd places
+
+
+def all_in_one(notebook):
+    code = [place(notebook, name) for name in POINTS]
+    notebook.cells[code[0]].source = "\n\n".join(notebook.cells[i].source for i in code)
+    for i in sorted(code[1:], reverse=True):
+        del notebook.cells[i]
+
+
+def import_in_locked_cell(notebook):
+    notebook.cells[place(notebook, "setup")].source += "\nimport numpy as np"
+    cell = notebook.cells[place(notebook, "amdahl")]
+    cell.source = cell.source.replace("return", "return np.float64(1) *")
+
+
+def copied_experiment(notebook):
+    i = place(notebook, "profile_run")
+    copy = nbformat.from_dict(json.loads(json.dumps(notebook.cells[i])))
+    copy.source += "\nprint('with four threads')"
+    notebook.cells.insert(i + 1, copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        (all_in_one, "needs a person"),
+        (import_in_locked_cell, "graded"),
+        (copied_experiment, "graded"),
+    ],
+)
+def test_right_answers_in_odd_places_get_their_points(tmp_path, change, state):
+    record = single(Submission("Odd Place", changed(change)), tmp_path)
+    assert record["state"] == state
+    assert sum(entry["points"] for entry in record["exercises"].values()) == 16
+    graded = (tmp_path / "out" / "autograded" / "1001" / NAME / f"{NAME}.ipynb").read_text()
+    assert change is not copied_experiment or "with four threads" in graded
+
+
+def test_an_untouched_copy_beside_the_work_is_not_taken_for_it(tmp_path):
+    folder = tmp_path / "in" / "ada"
+    folder.mkdir(parents=True)
+    (folder / "measuring.ipynb").write_bytes(CLASS[0].make())
+    (folder / "measuring_orig.ipynb").write_bytes(data(synthetic_class.handed_out()))
+    record = run(tmp_path / "in", tmp_path / "out")["ada"]
+    check(CLASS[0], record)
+    assert "measuring_orig" in record["reason"]
 
 
 # ---------------------------------------------------------------- again, and after a kill
@@ -355,10 +603,7 @@ def test_a_process_left_behind_is_ended(tmp_path):
     record = single(synthetic_class.PROCESS, tmp_path)
     assert record["exercises"]["amdahl"]["points"] == 2
     time.sleep(1)
-    left = [
-        p for p in psutil.process_iter(["cmdline"]) if "compresslab.grading.runner" in str(p.info)
-    ]
-    assert not left
+    assert not [p for p in psutil.process_iter(["cmdline"]) if "98765.4321" in str(p.info)]
 
 
 def test_functions_that_never_end_cost_their_own_points_alone(tmp_path):
@@ -404,7 +649,7 @@ def test_a_cell_that_never_ends_costs_what_it_should_have_done_and_no_more(tmp_p
     record = single(Submission("Sam Loops", own_cell("while True:\n    pass")), tmp_path)
     assert (record["state"], record["reason"]) == (
         "timed out",
-        "a cell left out: it runs for more than 4 seconds",
+        "a cell of your own left out: it runs for more than 4 seconds",
     )
     assert all(entry["points"] == entry["max"] for entry in record["exercises"].values())
 
@@ -439,7 +684,7 @@ def test_a_zip_file_from_canvas_in_which_a_student_tried_twice(tmp_path):
         "rightbo": "1002",
     }
     check(CLASS[0], records["lovelaceada"])
-    assert "there is a later one: lovelaceada_1001_50" in records["lovelaceada"]["reason"]
+    assert "since another one was: lovelaceada_1001_50" in records["lovelaceada"]["reason"]
     assert records["rightbo"]["exercises"]["amdahl"]["points"] == 0
 
 

@@ -128,7 +128,7 @@ def verdict(case: dict, found: dict) -> str | None:
 
 def _compare(expected: dict, found: dict) -> str | None:
     if "refused" in found:
-        return found["refused"]
+        return found["refused"] or "no plain data"
     if found.get("raises") == "NotImplementedError":
         return "nothing is written yet"
     if "raises" in expected:

@@ -24,10 +24,9 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 
 import nbformat
@@ -154,7 +153,7 @@ def grade(
         for cell in assignment.released.cells
         if cell.cell_type == "markdown" and is_graded(cell)
     }
-    failures = [_describe(failure, rebuilt, calls) for failure in run.failures]
+    failures = _describe(run.failures, rebuilt, calls)
     if run.odd:
         state = "tampered"
         failures.append("it sent results that nobody asked for")
@@ -243,14 +242,22 @@ def _wrong(case: dict, found: dict) -> str | None:
     return "it raises an exception" if "raises" in found else WRONG
 
 
-def _describe(failure: sandbox.Failure, rebuilt: Rebuilt, calls: list) -> str:
-    if failure.kind == "start":
-        return f"before the first cell: {failure.why}"
-    if failure.kind == "call":
-        return f"{calls[failure.index][0]} left out: {failure.why}"
-    cell = rebuilt.notebook.cells[failure.index]
-    name = cell.metadata.get("nbgrader", {}).get("grade_id")
-    return f"{f'the cell of {name}' if name else 'a cell'} left out: {failure.why}"
+def _describe(failures: list[sandbox.Failure], rebuilt: Rebuilt, calls: list) -> list[str]:
+    """What was left out: one sentence for each answer, and one for all of a student's own cells,
+    in the order of the notebook. Their number and order could tell the student something."""
+    whys = {}
+    for failure in failures:
+        name = None
+        if failure.kind == "call":
+            name = calls[failure.index][0]
+        elif failure.kind == "cell":
+            name = (
+                rebuilt.notebook.cells[failure.index].metadata.get("nbgrader", {}).get("grade_id")
+            )
+        whys.setdefault(name, failure.why)
+    ids = [c.metadata.get("nbgrader", {}).get("grade_id") for c in rebuilt.notebook.cells]
+    sentences = [f"{name} left out: {whys[name]}" for name in filter(None, ids) if name in whys]
+    return sentences + ([f"a cell of your own left out: {whys[None]}"] if None in whys else [])
 
 
 # ---------------------------------------------------------------- a class
@@ -292,46 +299,65 @@ def grade_class(
     results = Results(target, {name: a.released for name, a in known.items()})
     running: dict[Future, tuple[dict, Rebuilt]] = {}
 
-    def finish(how: str) -> None:
-        for future in wait(running, return_when=how).done:
+    def save(record: dict, notebook: NotebookNode | None) -> None:
+        try:
+            results.save(record, notebook)
+        except Exception as error:  # ours: never a reason to lose the others
+            log.exception("the results of %r could not be written", record["path"])
+            results.save(_begin(record) | _failed(error), None)
+
+    def finish() -> None:
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
             record, rebuilt = running.pop(future)
             try:
                 record |= future.result()
-            except Exception as error:  # ours: never a reason to lose the others
-                log.exception("the grader failed on %s", record["path"])
-                record |= {"state": "needs a person", "reason": f"the grader failed: {error}"}
-                record["digest"] = ""  # so that the next run tries again
-            results.save(record, rebuilt.notebook)
+            except Exception as error:
+                log.exception("the grader failed on %r", record["path"])
+                record |= _failed(error)
+            save(record, rebuilt.notebook)
 
     with ThreadPoolExecutor(workers) as pool:
-        students = groupby(find_submissions(source), key=lambda file: file.student)
-        for _, files in tqdm(students, total=total, unit=" students"):
-            for record, notebook in _sort_out(list(files), known, only):
-                if notebook is None:
-                    results.save(record, None)
+        for files in tqdm(find_submissions(source), total=total, unit=" students"):
+            try:
+                found = list(_sort_out(files, known, only))
+            except Exception as error:
+                log.exception("the grader failed on %r", files[0].path)
+                found = [(_begin(vars(files[0])) | _failed(error), None)]
+            for record, rebuilt in found:
+                if rebuilt is None:
+                    save(record, None)
                 elif not results.has(record):
                     assignment = known[record["assignment"]]
-                    rebuilt = rebuild(assignment.released, notebook)
-                    rebuilt.remarks += record.pop("remarks")
                     job = pool.submit(
                         grade, assignment, rebuilt, sandboxed=sandboxed, limits=limits
                     )
                     running[job] = (record, rebuilt)
             # No more notebooks in memory than can be worked on.
             while len(running) > workers:
-                finish(FIRST_COMPLETED)
+                finish()
         while running:
-            finish(FIRST_COMPLETED)
+            finish()
     return results.close()
+
+
+def _begin(of: Mapping) -> dict:
+    """A record that says only whose and which file it is."""
+    return {key: of[key] for key in ("student", "name", "path")} | {"assignment": ""}
+
+
+def _failed(error: Exception) -> dict:
+    """For a record: our own failure. Without a digest, so that the next run tries again."""
+    why = f"the grader failed: {type(error).__name__}"
+    return {"state": "needs a person", "reason": why, "digest": ""}
 
 
 def _sort_out(
     files: list[File], known: dict[str, Assignment], only: str | None
-) -> Iterator[tuple[dict, NotebookNode | None]]:
-    """What a student's files are: records that are begun, with the notebook if it can be graded."""
-    found: dict[str, list[tuple[File, NotebookNode]]] = {}
+) -> Iterator[tuple[dict, Rebuilt | None]]:
+    """What a student's files are: records that are begun, with the work if it can be graded."""
+    found: dict[str, list[tuple[File, Rebuilt]]] = {}
     for file in files:
-        record = {"student": file.student, "name": file.name, "path": file.path, "assignment": ""}
+        record = _begin(vars(file))
         try:
             if file.content is None:
                 raise Unreadable(file.problem)
@@ -344,25 +370,19 @@ def _sort_out(
             reason = f"it is none of {', '.join(known)}"
             yield record | {"state": "wrong assignment", "reason": reason}, None
         elif only in (None, name):
-            found.setdefault(name, []).append((file, notebook))
+            found.setdefault(name, []).append((file, rebuild(known[name].released, notebook)))
         else:
             reason = f"it is {name}, and {only} is to be graded"
             yield record | {"state": "wrong assignment", "reason": reason}, None
     for name, tries in found.items():
-        file, notebook = max(tries, key=lambda pair: (attempt(pair[0].path), pair[0].path))
-        others = [other.path for other, _ in tries if other is not file]
-        digest = hashlib.sha256(file.content + known[name].version.encode()).hexdigest()
-        yield (
-            {
-                "student": file.student,
-                "name": file.name,
-                "path": file.path,
-                "assignment": name,
-                "digest": digest,
-                "remarks": [f"not graded, since there is a later one: {path}" for path in others],
-            },
-            notebook,
+        # The last try counts; an untouched copy of what was handed out is none.
+        file, rebuilt = max(
+            tries, key=lambda pair: (bool(pair[1].answers), attempt(pair[0].path), pair[0].path)
         )
+        others = [other.path for other, _ in tries if other is not file]
+        rebuilt.remarks += [f"not graded, since another one was: {path}" for path in others]
+        digest = hashlib.sha256(file.content + known[name].version.encode()).hexdigest()
+        yield _begin(vars(file)) | {"assignment": name, "digest": digest}, rebuilt
 
 
 def main() -> int:

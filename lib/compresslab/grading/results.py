@@ -6,6 +6,8 @@ only read here.
 """
 
 import csv
+import hashlib
+import io
 import json
 import logging
 import os
@@ -52,7 +54,9 @@ class Results:
         self.folder, self.released = Path(folder).absolute(), dict(released)
         self.records = self.folder / "records"
         self.records.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(self.folder / "grading.log", encoding="utf-8")
+        handler = logging.FileHandler(
+            self.folder / "grading.log", encoding="utf-8", errors="replace"
+        )
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
@@ -85,7 +89,6 @@ class Results:
 
     def save(self, record: dict, notebook: NotebookNode | None) -> None:
         """Write a record, and what follows from it."""
-        record.pop("remarks", None)
         printed = record.pop("printed", {})
         path = self._path(record)
         _write(path, json.dumps(record, indent=1))
@@ -109,11 +112,11 @@ class Results:
             for record in records:
                 self._add_manual(gradebook, record)
         rows = [_row(record) for record in records]
-        with (self.folder / "grades.csv.new").open("w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, COLUMNS)
-            table.writeheader()
-            table.writerows(rows)
-        (self.folder / "grades.csv.new").replace(self.folder / "grades.csv")
+        text = io.StringIO()
+        table = csv.DictWriter(text, COLUMNS)
+        table.writeheader()
+        table.writerows(rows)
+        _write(self.folder / "grades.csv", text.getvalue())
         for record, row in zip(records, rows, strict=True):
             path = self._path(record, "feedback", ".html")
             _write(path, page(record, row, self.released.get(record["assignment"])))
@@ -128,7 +131,7 @@ class Results:
         """Of a record, or of what belongs to it. A file of no assignment goes by its own name."""
         name = record["student"]
         if not record["assignment"]:
-            name += "-" + re.sub(r"[^\w.-]+", "_", record["path"])[-80:]
+            name += "-" + hashlib.sha256(record["path"].encode()).hexdigest()[:8]
         return self.folder / kind / (record["assignment"] or "none") / f"{name}{suffix}"
 
     def _find_similar(self, records: list[dict]) -> None:
@@ -178,6 +181,10 @@ class Results:
                     new_output("stream", name="stdout", text=text),
                     new_output("execute_result", data=result, execution_count=1),
                 ]
+        handed_out = {cell.source for cell in self.released[name].cells}
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown" and cell.source not in handed_out:
+                cell.source = _harmless(cell.source)
         path = self.folder / "autograded" / student / name / f"{name}.ipynb"
         _write(path, nbformat.writes(notebook))
         with self._gradebook() as gradebook:
@@ -221,6 +228,9 @@ def _row(record: dict) -> dict:
         key: record[key] for key in ("student", "name", "assignment", "state", "reason")
     }
     row["file"] = record["path"]
+    for key in ("student", "name", "reason", "file"):
+        if row[key].startswith(("=", "+", "-", "@", "\t")):
+            row[key] = "'" + row[key]  # a spreadsheet would run it
     if not exercises:
         return row
     automatic = sum(e.get("manual", e["points"]) for e in exercises.values())
@@ -237,11 +247,19 @@ def _row(record: dict) -> dict:
     return row
 
 
+def _harmless(text: str) -> str:
+    """A student's Markdown without tags, and with links to the web and to pasted pictures only: the
+    formgrader would follow all others with the rights of whoever grades."""
+    text = re.sub(r"<(?=[a-zA-Z/!?])", "&lt;", text)
+    text = re.sub(r"\]\(\s*(?!https?://|attachment:)", "] (", text)
+    return re.sub(r"^(\s*\[[^\]]*\]):", r"\1 :", text, flags=re.M)
+
+
 def _write(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(text, encoding="utf-8")
+    new.write_text(text, encoding="utf-8", errors="replace", newline="")
     new.replace(path)
 
 

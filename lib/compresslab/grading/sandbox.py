@@ -84,7 +84,10 @@ def why_not() -> str | None:
     # All that a submission needs before its first cell, and the same library as out here.
     look = "import torch, IPython, compresslab.grading.runner as r; print(r.__file__)"
     tried = subprocess.run(
-        [*_command(Limits()), sys.executable, "-I", "-c", look], capture_output=True, text=True
+        [*_command(Limits()), sys.executable, "-I", "-c", look],
+        capture_output=True,
+        text=True,
+        env=_environment(),
     )
     if tried.returncode:
         return f"nothing can be run in the sandbox: {tried.stderr.strip()[-300:]}"
@@ -125,19 +128,20 @@ def run(
         kind, index = end.at
         if kind == "start" or result.seconds >= limits.submission:
             return result
-        if kind == "cell":
-            cells = [(i, source) for i, source in cells if i != index]
-        else:  # its other inputs would most likely do the same
+        if kind == "call":  # its other inputs would most likely do the same
             for i, (name, _) in left.items():
                 if name == left[index][0]:
-                    result.outcomes[i] = {"late": True} if end.late else {"died": True}
+                    result.outcomes.setdefault(i, {"late": True} if end.late else {"died": True})
+        failed = {failure.index for failure in result.failures if failure.kind == "cell"}
+        cells = [(i, source) for i, source in cells if i not in failed]
         left = {i: call for i, call in left.items() if i not in result.outcomes}
 
 
 @dataclass
 class _End:
-    """How one process ended: at which cell or call, and why."""
+    """How far one process came, and why it ended there."""
 
+    step: int = 0  # of `_steps`
     done: bool = False
     at: tuple[str, int] = ("start", 0)
     late: bool = False
@@ -153,11 +157,12 @@ def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bo
         stderr=subprocess.DEVNULL,
         start_new_session=True,
         preexec_fn=lambda: _limit_process(limits),
-        env=None if sandboxed else os.environ | _environment(),
+        # Not even bubblewrap itself may have ours: a submission can read it in /proc/1.
+        env=_environment() if sandboxed else os.environ | _environment(),
     )
     feeder = threading.Thread(target=_feed, args=(process, json.dumps(job).encode()), daemon=True)
     feeder.start()
-    end, watch = _End(), _Watch(process, limits)
+    end, watch, steps = _End(), _Watch(process, limits), _steps(job)
     began, received, buffer = time.monotonic(), 0, b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
@@ -171,9 +176,8 @@ def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bo
                 received += len(chunk)
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 for line in lines:
-                    at = _take(line, job, result, end)
-                    if at is not None and at != end.at:
-                        end.at, began = at, now
+                    if _take(line, steps, job, result, end):
+                        began = now
             end.why = watch.exceeded()
             if received > limits.output:
                 end.why = f"it hands out more than {limits.output / 1e6:.0f} MB"
@@ -186,50 +190,70 @@ def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bo
                 break
     _kill(process)
     if not end.done and not end.why:
-        end.why = f"the process ended{watch.how()}"
+        end.why = "the process ended"
     if end.why:
         end.done = False
     return end
 
 
-def _take(line: bytes, job: dict, result: Run, end: _End) -> tuple[str, int] | None:
-    """Write one line of the runner's into `result`; give back where it is, if it says so."""
+def _steps(job: dict) -> list[tuple[str, int, bool]]:
+    """What the runner says, in order: each cell or call when it begins, and when it is done."""
+    places = [("cell", cell["index"]) for cell in job["cells"]]
+    places += [("call", call[0]) for call in job["calls"]]
+    return [(*place, done) for place in places for done in (False, True)] + [("end", 0, True)]
+
+
+def _take(line: bytes, steps: list, job: dict, result: Run, end: _End) -> bool:
+    """Write what the runner says next into `result`, and move on. Anything else is odd, and moves
+    nothing: neither the place nor the clock."""
+    kind, index, done = steps[min(end.step, len(steps) - 1)]
     try:
         record = json.loads(line)
-        if record == {"end": True}:
-            end.done = True
-            return None
-        if "cell" in record:
-            index = record["cell"]
-            if index not in {cell["index"] for cell in job["cells"]}:
-                raise ValueError("no such cell")
-            if "stdout" in record:
-                shown = [record["stdout"], *record["shown"]]
-                result.printed[index] = "\n".join(str(text) for text in shown if text)
-                if record["late"]:
-                    why = f"it runs for more than {job['seconds']:.0f} seconds"
-                    result.failures.append(Failure("cell", index, late=True, why=why))
-            return ("cell", index)
-        index = record["call"]
-        if index not in {call[0] for call in job["calls"]}:
-            raise ValueError("no such call")
-        if "outcome" not in record:
-            return ("call", index)
-        if end.at != ("call", index) or index in result.outcomes:
-            raise ValueError("an outcome of a call that was not under way")
-        if not isinstance(record["outcome"], dict):
-            raise ValueError("no outcome")
-        result.outcomes[index] = record["outcome"]
-        names = {call[0]: call[1] for call in job["calls"]}
-        told = {names.get(f.index) for f in result.failures if f.kind == "call"}
-        if record["outcome"].get("late") and names[index] not in told:
-            why = f"it runs for more than {job['seconds']:.0f} seconds"
-            result.failures.append(Failure("call", index, late=True, why=why))
-        return ("call", index)
-    except (ValueError, KeyError, TypeError, RecursionError):
+        if end.done or not _is_next(record, kind, index, done):
+            raise ValueError("nobody asked for it")
+    except (ValueError, RecursionError):
         if len(result.odd) < 5:
             result.odd.append(line[:80].decode("utf-8", errors="replace"))
-        return None
+        return False
+    end.step += 1
+    if kind == "end":
+        end.done = True
+        return True
+    end.at = (kind, index)
+    late = f"it runs for more than {job['seconds']:.0f} seconds"
+    if kind == "cell" and done:
+        result.printed[index] = "\n".join(filter(None, [record["stdout"], *record["shown"]]))
+        if record["late"]:
+            result.failures.append(Failure(kind, index, late=True, why=late))
+    elif done:
+        result.outcomes[index] = record["outcome"]
+        if record["outcome"] == {"late": True}:
+            result.failures.append(Failure(kind, index, late=True, why=late))
+    return True
+
+
+def _is_next(record: object, kind: str, index: int, done: bool) -> bool:
+    if kind == "end" or not done:
+        return record == ({"end": True} if kind == "end" else {kind: index})
+    if not isinstance(record, dict) or record.get(kind) != index:
+        return False
+    if kind == "call":
+        return record.keys() == {"call", "outcome"} and _is_outcome(record["outcome"])
+    return (
+        record.keys() == {"cell", "stdout", "shown", "late"}
+        and isinstance(record["late"], bool)
+        and isinstance(record["shown"], list)
+        and all(isinstance(text, str) for text in [record["stdout"], *record["shown"]])
+    )
+
+
+def _is_outcome(found: object) -> bool:
+    """Whether it is what `checks.outcome` or the runner says of a call, with nothing missing."""
+    if not isinstance(found, dict):
+        return False
+    if found.keys() == {"raises", "message"} or found.keys() == {"refused"}:
+        return all(isinstance(text, str) for text in found.values())
+    return found.keys() == {"value", "arguments"} or found in ({"late": True}, {"missing": True})
 
 
 def _feed(process: subprocess.Popen, data: bytes) -> None:
@@ -263,10 +287,6 @@ class _Watch:
             return f"it takes more than {self.limits.memory / 1e9:.1f} GB of memory"
         return ""
 
-    def how(self) -> str:
-        code = self.process.poll()
-        return f", status {code}" if code else " before its work was done"
-
 
 def _kill(process: subprocess.Popen) -> None:
     """End the sandbox; the kernel ends all that lives in it."""
@@ -280,6 +300,7 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _limit_process(limits: Limits) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.disk, limits.disk))
     resource.setrlimit(resource.RLIMIT_CPU, (int(limits.submission) + 5,) * 2)
@@ -299,7 +320,8 @@ def _environment() -> dict[str, str]:
 
 def _command(limits: Limits) -> list[str]:
     """bubblewrap's command line, before what is to be run."""
-    command = ["bwrap", "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command = [shutil.which("bwrap") or "bwrap", "--unshare-all", "--unshare-user"]
+    command += ["--disable-userns", "--die-with-parent", "--new-session", "--clearenv"]
     command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
     for name, value in _environment().items():
         command += ["--setenv", name, value]
@@ -310,10 +332,12 @@ def _command(limits: Limits) -> list[str]:
             command += ["--ro-bind", path, path]
     command += ["--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache"]
     command += ["--proc", "/proc", "--dev", "/dev"]
-    command += ["--size", str(limits.disk), "--tmpfs", "/tmp"]
+    for path in ("/tmp", "/dev/shm"):
+        command += ["--size", str(limits.disk), "--tmpfs", path]
+    command += ["--remount-ro", "/dev"]
     readable = {Path(sys.prefix), Path(sys.base_prefix), LIBRARY, EXERCISES, ROOT / "data"}
     readable |= {cache_folder()}
     for path in sorted(readable):
         if path.exists() and not path.is_relative_to("/usr"):
             command += ["--ro-bind", str(path), str(path)]
-    return [*command, "--chdir", "/tmp"]
+    return [*command, "--remount-ro", "/", "--chdir", "/tmp"]
