@@ -446,7 +446,7 @@ CLASS = [
         state="tampered",
         reason="results that nobody asked for",
     ),
-    Submission("Ivy End", own_cell(FAKES_THE_END), state="tampered", points=EVERYTHING),
+    Submission("Ivy End", own_cell(FAKES_THE_END), state="tampered"),
     Submission("Jay Spy", own_cell(LOOKS_AROUND)),
     Submission("Kit Overwrites", own_cell(OVERWRITES)),
     Submission(
@@ -460,13 +460,13 @@ CLASS = [
         "Max Exit",
         own_cell("import os\nos._exit(0)"),
         state="crashed",
-        reason="a cell left out: the process ended",
+        reason="a cell of your own left out: the process ended",
     ),
     Submission(
         "Ned Bombs",
         own_cell("import os\nwhile True:\n    os.fork()"),
         state="crashed",
-        reason="a cell left out: it ",  # starts too many processes, or takes too much memory
+        reason="a cell of your own left out: it ",  # too many processes, or too much memory
     ),
 ]
 # Beyond the forty: each of these has a test of its own.
