@@ -290,6 +290,16 @@ def test_the_archive_has_what_students_need_and_nothing_else(tmp_path):
             assert not [kind for kind in kinds if f"__{kind}" in everything]
 
 
+def test_the_archive_is_whole_wherever_the_repository_lies(tmp_path, monkeypatch):
+    root = tmp_path / ".hidden" / "course"
+    (root / "lib").mkdir(parents=True)
+    (root / "lib" / "module.py").write_text("x = 1")
+    (root / "lib" / ".secret").write_text("no")
+    monkeypatch.setattr(release, "ROOT", root)
+    with zipfile.ZipFile(release.write_archive(tmp_path / "student.zip")) as archive:
+        assert archive.namelist() == ["compresslab-course/lib/module.py"]
+
+
 def test_the_archive_is_the_same_as_before_when_nothing_changed(tmp_path):
     one, two = (release.write_archive(tmp_path / f"{i}.zip").read_bytes() for i in range(2))
     assert one == two

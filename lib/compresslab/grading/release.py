@@ -156,9 +156,10 @@ def write_archive(path: Path = ARCHIVE) -> Path:
         for entry in STUDENT:
             start = ROOT / entry
             for file in [start] if start.is_file() else sorted(start.rglob("*")):
-                hidden = any(p.startswith(".") or p == "__pycache__" for p in file.parts)
-                if file.is_file() and not hidden and ".egg-info" not in str(file):
-                    name = Path("compresslab-course", file.relative_to(ROOT))
+                inside = file.relative_to(ROOT)  # where the repository itself lies is no matter
+                hidden = any(p.startswith(".") or p == "__pycache__" for p in inside.parts)
+                if file.is_file() and not hidden and ".egg-info" not in str(inside):
+                    name = Path("compresslab-course", inside)
                     if file.suffix == ".md":
                         text = for_students(file.read_text("utf-8"))
                         archive.writestr(zipfile.ZipInfo(str(name)), text)
