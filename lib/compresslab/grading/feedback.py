@@ -3,6 +3,8 @@
 
 from nbformat import NotebookNode
 
+from .intake import grade_id
+
 PAGE = """\
 <!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -69,6 +71,6 @@ def page(record: dict, row: dict, released: NotebookNode | None) -> str:
             for line in cell.source.splitlines():
                 title = line[2:] if line.startswith("# ") else title
                 heading = line[3:] if line.startswith("## Exercise") else heading
-        where[cell.metadata.get("nbgrader", {}).get("grade_id")] = heading
+        where[grade_id(cell)] = heading
     template = Environment(autoescape=True).from_string(PAGE)
     return template.render(record=record, row=row, where=where, title=title)

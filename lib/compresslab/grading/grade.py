@@ -44,6 +44,7 @@ from .intake import (
     attempt,
     count_students,
     find_submissions,
+    grade_id,
     identify,
     read_notebook,
     rebuild,
@@ -82,12 +83,10 @@ class Assignment:
         parts = [self.released.metadata.compresslab.release, self.shown, self.hidden]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12]
 
-    def points(self, grade_id: str) -> float:
-        """The points of a graded cell."""
+    def points(self, name: str) -> float:
+        """The points of the graded cell whose grade_id is `name`."""
         return next(
-            cell.metadata.nbgrader.points
-            for cell in self.released.cells
-            if cell.metadata.get("nbgrader", {}).get("grade_id") == grade_id
+            cell.metadata.nbgrader.points for cell in self.released.cells if grade_id(cell) == name
         )
 
 
@@ -251,11 +250,9 @@ def _describe(failures: list[sandbox.Failure], rebuilt: Rebuilt, calls: list) ->
         if failure.kind == "call":
             name = calls[failure.index][0]
         elif failure.kind == "cell":
-            name = (
-                rebuilt.notebook.cells[failure.index].metadata.get("nbgrader", {}).get("grade_id")
-            )
+            name = grade_id(rebuilt.notebook.cells[failure.index])
         whys.setdefault(name, failure.why)
-    ids = [c.metadata.get("nbgrader", {}).get("grade_id") for c in rebuilt.notebook.cells]
+    ids = map(grade_id, rebuilt.notebook.cells)
     sentences = [f"{name} left out: {whys[name]}" for name in filter(None, ids) if name in whys]
     return sentences + ([f"a cell of your own left out: {whys[None]}"] if None in whys else [])
 

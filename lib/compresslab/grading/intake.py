@@ -23,14 +23,18 @@ import re
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4.rwbase import rejoin_lines
+
+from .release import is_experiment, is_graded
 
 LARGEST = 200_000_000  # bytes of one file
 LARGEST_OUTPUT = 1_000_000  # characters of one output that are kept for a person to see
@@ -86,15 +90,9 @@ def find_submissions(source: Path) -> Iterator[list[File]]:
     Raises:
         ValueError: `source` is neither.
     """
-    source = Path(source)
-    if source.is_dir():
-        yield from _by_student(_files(source), _read_file)
-    elif zipfile.is_zipfile(source):
-        with zipfile.ZipFile(source) as archive:
-            found = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-            yield from _by_student(found, lambda info: _read_member(archive, info))
-    else:
-        raise ValueError(f"{source} is neither a folder nor a zip file")
+    with _open(source) as (found, read):
+        for student, names in _by_student(found).items():
+            yield list(_files_of(student, names, lambda name: read(found[name])))
 
 
 def count_students(source: Path) -> int:
@@ -103,15 +101,22 @@ def count_students(source: Path) -> int:
     Raises:
         ValueError: `source` is neither a folder nor a zip file.
     """
+    with _open(source) as (found, _):
+        return len(_by_student(found))
+
+
+@contextmanager
+def _open(source: Path) -> Iterator[tuple[dict[str, Any], Callable[[Any], bytes]]]:
+    """Name -> file of everything in a folder or a zip file, and how such a file is read."""
     source = Path(source)
     if source.is_dir():
-        names = list(_files(source))
+        yield _files(source), _read_file
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as archive:
-            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+            found = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            yield found, lambda info: _read_member(archive, info)
     else:
         raise ValueError(f"{source} is neither a folder nor a zip file")
-    return len({identify_student(name)[0] for name in names if not _is_litter(name)})
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -123,23 +128,22 @@ def _files(folder: Path) -> dict[str, Path]:
     }
 
 
-def _by_student(found: Mapping[str, Any], read: Callable[[Any], bytes]) -> Iterator[list[File]]:
+def _by_student(names: Iterable[str]) -> dict[str, list[str]]:
     students = defaultdict(list)
-    for name in sorted(found):
+    for name in sorted(names):
         if not _is_litter(name):
             students[identify_student(name)[0]].append(name)
-    for student, names in students.items():
-        work = [name for name in names if _is_work(name)]
-        who = CONTROL.sub("?", identify_student(names[0])[1])
-        if not work:
-            path, problem = CONTROL.sub("?", names[0]), "there is no notebook among the files"
-            yield [File(student, who, path, None, problem)]
-            continue
-        yield [
-            file
-            for name in work
-            for file in _expand(student, who, name, lambda n=name: read(found[n]))
-        ]
+    return students
+
+
+def _files_of(student: str, names: list[str], read: Callable[[str], bytes]) -> Iterator[File]:
+    who = CONTROL.sub("?", identify_student(names[0])[1])
+    work = [name for name in names if _is_work(name)]
+    if not work:
+        path, problem = CONTROL.sub("?", names[0]), "there is no notebook among the files"
+        yield File(student, who, path, None, problem)
+    for name in work:
+        yield from _expand(student, who, name, partial(read, name))
 
 
 def _expand(student: str, who: str, name: str, read: Callable[[], bytes]) -> Iterator[File]:
@@ -151,8 +155,11 @@ def _expand(student: str, who: str, name: str, read: Callable[[], bytes]) -> Ite
             yield File(student, who, path, content)
             return
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            infos = [i for i in archive.infolist() if not i.is_dir() and not _is_litter(i.filename)]
-            infos = [i for i in infos if _is_work(i.filename)]
+            infos = [
+                info
+                for info in archive.infolist()
+                if not info.is_dir() and _is_work(info.filename) and not _is_litter(info.filename)
+            ]
             if sum(info.file_size for info in infos) > LARGEST:
                 raise Unreadable("the zip file unpacks to too much")
             notebooks = [i for i in infos if not i.filename.lower().endswith(".zip")]
@@ -393,9 +400,9 @@ def rebuild(original: NotebookNode, submitted: NotebookNode) -> Rebuilt:
             result.remarks.append(f"a locked cell was changed: {_label(original, place)}")
         # What differs from the released cell and is no answer is kept beside it: a second try, an
         # import in a cell that was locked, an answer in the wrong place.
-        is_check = model.metadata.get("nbgrader", {}).get("grade") and model.cell_type == "code"
+        is_check = is_graded(model) and model.cell_type == "code"
         if (place in first or not is_answer(model)) and changed and not is_check:
-            if "experiment" in model.metadata.get("tags", []):
+            if is_experiment(model):
                 cell.metadata["tags"] = ["experiment"]  # not run for grading either
             added[place].append(cell)
         first.setdefault(place, cell)
