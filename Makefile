@@ -1,17 +1,19 @@
 # make lab    everything a student needs, then JupyterLab on the first lecture
 # make test   everything a contributor needs, then lint, unit tests and every notebook
+# make slides | site    the lectures as decks, dist/slides, and the course as a website, dist/site
 # make exercises | student | grade FROM=folder   for instructors: see solutions/README.md
 # make bench  the library beside its peers: takes minutes, prints ratios, asserts no time
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
-PROXY := $(VENV)/node_modules/.bin/configurable-http-proxy
+NODE_MODULES := node_modules/.package-lock.json
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Jupyter refuses to run as root, as in a container, unless told that this is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
-.PHONY: lab test lint unit notebooks execute exercises student grade bench assets doctor clean
+.PHONY: lab test lint unit notebooks execute slides site exercises student grade bench assets doctor
+.PHONY: clean
 
 lab: $(VENV)/lab assets
 	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_motivation.ipynb
@@ -23,7 +25,7 @@ lint: $(VENV)/test
 	$(BIN)/ruff format --check
 
 # One thread a worker: two workers with two threads each on two cores would wait for each other.
-unit: $(VENV)/test $(PROXY) assets
+unit: $(VENV)/test $(if $(shell command -v npm),$(NODE_MODULES)) assets
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope tests
 
 notebooks: $(VENV)/test assets
@@ -35,6 +37,14 @@ assets: $(VENV)/lab
 # Run every notebook and save its outputs: before a commit. Without a time limit nbconvert may hang.
 execute: $(VENV)/test assets
 	$(BIN)/jupyter nbconvert --to notebook --inplace --execute --ExecutePreprocessor.timeout=120 $(NOTEBOOKS)
+
+slides: $(VENV)/site $(NODE_MODULES)
+	@$(BIN)/python docs/slides/build.py
+
+# make site REPOSITORY=https://github.com/OWNER/NAME: the links to Binder and Colab are made from it.
+# Without it, the git remote `origin` is taken, if it is on GitHub.
+site: $(VENV)/site $(NODE_MODULES)
+	@$(BIN)/python docs/build_site.py
 
 # solutions/NAME -> exercises/NAME, with nbgrader.
 exercises: $(VENV)/grade
@@ -56,16 +66,17 @@ doctor: $(VENV)/lab
 	@$(BIN)/python -m compresslab.doctor
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) node_modules
 
 # A stamp for each set of extras: installed again only when what is asked for has changed.
-$(VENV)/lab $(VENV)/test $(VENV)/grade: $(VENV)/%: pyproject.toml constraints.txt
+$(VENV)/lab $(VENV)/test $(VENV)/grade $(VENV)/site: $(VENV)/%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: run make again with PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,$*]'
 	@touch $@
 
-# The proxy of JupyterHub comes from npm; where there is none, the test of the hub is skipped.
-$(PROXY): | $(VENV)/test
-	@command -v npm > /dev/null && npm install --silent --no-fund --no-audit --prefix $(VENV) \
-	    configurable-http-proxy@5.3.0 || true
+# For slides and site. Where there is no npm, the tests that need it are skipped and say so.
+$(NODE_MODULES): package-lock.json
+	@command -v npm > /dev/null || { echo 'npm is needed: install Node.js 20 or newer' >&2; exit 1; }
+	npm ci --silent --no-fund --no-audit
+	@touch $@

@@ -26,7 +26,7 @@ def pins() -> dict[str, str]:
 
 def declared() -> list[Requirement]:
     texts = [*PROJECT["dependencies"], *(d for extra in EXTRAS.values() for d in extra)]
-    return [Requirement(text) for text in texts]
+    return [r for r in map(Requirement, texts) if r.name != PROJECT["name"]]
 
 
 def test_every_declared_package_is_pinned_and_only_in_constraints():

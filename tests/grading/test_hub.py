@@ -20,11 +20,11 @@ from synthetic_class import NAME, solved
 from compresslab.grading import sandbox
 from compresslab.grading.checks import EXERCISES
 from compresslab.grading.grade import grade_class
-from compresslab.grading.release import SOLUTIONS
+from compresslab.grading.release import ROOT, SOLUTIONS
 
 BIN = Path(sys.executable).parent
 PROXY = shutil.which("configurable-http-proxy") or shutil.which(
-    "configurable-http-proxy", path=BIN.parent / "node_modules" / ".bin"
+    "configurable-http-proxy", path=ROOT / "node_modules" / ".bin"
 )
 WHY_NOT = sandbox.why_not() or (None if PROXY else "no configurable-http-proxy: install npm")
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
