@@ -23,7 +23,7 @@ MATHJAX = ROOT / "node_modules/mathjax/es5"
 # Families of methods, in the order of the lectures from the second on.
 FAMILIES = ("pruning", "quantization", "factorization", "distillation", "sharing", "attention")
 AS_THEY_ARE = (
-    "notebooks/*.ipynb", "exercises/*/*.ipynb", "docs/references.bib", "docs/_static/*",
+    "notebooks/*.ipynb", "exercises/*/*.ipynb", "docs/references.bib",
     "data/method_map.png", "CITATION.cff", "LICENSE", "LICENSE-TEXT",
 )  # fmt: skip
 PAGES = ("docs/*.md", "README.md", "CONTRIBUTING.md", "solutions/README.md", "data/**/*.md")
@@ -40,6 +40,9 @@ def main(target: Path = ROOT / "dist/site") -> int:
         options = ["-q", "-W", "--keep-going", "-j", "2", "-c", ROOT / "docs"]
         done = subprocess.run([sys.executable, "-m", "sphinx", *options, source, built])
         if done.returncode == 0:
+            scripts = built / "_static/mathjax"
+            shutil.copytree(MATHJAX / "output/chtml", scripts / "output/chtml")
+            shutil.copy(MATHJAX / "tex-chtml.js", scripts)
             shutil.rmtree(target, ignore_errors=True)
             built.rename(target)
             print(target / "index.html")
@@ -64,8 +67,6 @@ def gather(source: Path) -> None:
     for path in pages:
         text = with_links_that_hold(path.read_text(encoding="utf-8"), path, {*copied, *pages})
         put(source / path.relative_to(ROOT), text)
-    shutil.copytree(MATHJAX / "output/chtml", source / "docs/_static/mathjax/output/chtml")
-    shutil.copy(MATHJAX / "tex-chtml.js", source / "docs/_static/mathjax")
     for name, text in (*library_pages(), *instructor_pages(), ("docs/methods.md", methods_page())):
         put(source / name, text)
     (source / "README.md").rename(source / "index.md")
@@ -191,7 +192,7 @@ def instructor_pages() -> list[tuple[str, str]]:
         notebook = nbformat.read(path, as_version=4)
         title, section, page = "", "", ""
         for cell in notebook.cells:
-            if cell.metadata.slideshow.slide_type == "notes":
+            if cell.metadata.get("slideshow", {}).get("slide_type") == "notes":
                 page += f"\n## {section or 'Before you begin'}\n\n" if section != title else ""
                 page += cell.source.removeprefix("**For the instructor.**").strip() + "\n\n"
                 title = section

@@ -32,6 +32,7 @@ nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json
 nb_ipywidgets_js = {}
 bibtex_bibfiles = ["references.bib"]  # beside this file
 bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
 
 # ---------------------------------------------------------------- the library
 
@@ -110,7 +111,9 @@ if repository:
 html_context = {"default_mode": "auto"}
 add_module_names = False
 html_static_path = ["_static"]
+html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]
+html_js_files = ["site.js"]
 html_copy_source = True
 html_show_sphinx = False
 mathjax_path = "mathjax/tex-chtml.js"

@@ -147,5 +147,5 @@ def test_the_structure_explorer_answers_both_controls():
 def test_every_picture_says_what_it_shows_and_every_control_has_a_name(explorer):
     assert all(control.description for control in explorer.controls.values())
     assert explorer.name
-    for img in re.findall("<img[^>]*>", explorer.page()):
+    for img in re.findall("<img[^>]*>", explorer.shown.value):
         assert len(re.search('alt="([^"]*)"', img)[1]) > 40

@@ -1,5 +1,6 @@
 """Every lecture as one HTML file with everything in it: dist/slides/NAME.html (`make slides`)."""
 
+import copy
 import re
 import sys
 from pathlib import Path
@@ -38,11 +39,32 @@ def deck(notebook: nbformat.NotebookNode, name: str) -> str:
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
             cell.source = without_links_to_files(cell.source)
+    notebook.cells = with_notes_on_every_slide(notebook.cells)
     parts = {part: path.read_text(encoding="utf-8") for part, path in PARTS.items()}
     title = next(re.findall(r"^# (.+)", cell.source)[0] for cell in notebook.cells)
     resources = {"deck": parts | {"title": title}, "metadata": {"name": name}}
     html, _ = SlidesExporter(config=CONFIG).from_notebook_node(notebook, resources)
     return html
+
+
+def role(cell: nbformat.NotebookNode) -> str | None:
+    return cell.metadata.get("slideshow", {}).get("slide_type")
+
+
+def with_notes_on_every_slide(cells: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """The notes at the end of a section say what to ask on the way: each of its slides has them."""
+    given, notes = [], None
+    for i, cell in enumerate(reversed(cells)):
+        if role(cell) == "notes":
+            notes = cell
+            continue
+        ends_slide = i == 0 or role(cells[-i]) in ("slide", "notes")
+        if ends_slide and notes is not None:
+            given.append(copy.deepcopy(notes))
+        given.append(cell)
+        if cell.cell_type == "markdown" and re.search("^##? ", cell.source, re.MULTILINE):
+            notes = None
+    return given[::-1]
 
 
 def without_links_to_files(markdown: str) -> str:

@@ -26,7 +26,6 @@ MOST_STATES = (
 STYLE = """<style>
 .explorer { line-height: 1.4; text-align: left; }
 .explorer .answer { display: flex; flex-wrap: wrap; gap: 0 1.5em; }
-.explorer [hidden] { display: none; }
 .explorer img { width: 384px; max-width: 100%; image-rendering: pixelated; margin: 0; }
 .explorer table { margin: 0.3em 0; border-collapse: collapse; }
 .explorer th, .explorer td { padding: 0 1em 0 0; text-align: left; border: 0; }
@@ -39,10 +38,13 @@ STYLE = """<style>
 .explorer input[type=range] { width: 20em; max-width: 55%; vertical-align: middle; }
 </style>"""
 
-# The answers lie in the page in the order of itertools.product over the controls that move.
+# The answers are in the order of itertools.product over the controls that move. They are data and
+# not hidden elements: where scripts are not trusted, as in a notebook that another machine ran,
+# what is left is the answer for the saved positions.
 SCRIPT = """<script>
 (() => {
   const explorer = document.currentScript.closest(".explorer");
+  const answers = JSON.parse(explorer.querySelector("script[type='application/json']").textContent);
   const controls = [...explorer.querySelectorAll("[data-options]")];
   const position = (control) => control.matches("fieldset")
     ? [...control.elements].findIndex((radio) => radio.checked) : Number(control.value);
@@ -57,7 +59,7 @@ SCRIPT = """<script>
         control.nextElementSibling.textContent = options[at];
       }
     }
-    explorer.querySelectorAll(".answer").forEach((answer, i) => { answer.hidden = i !== state; });
+    explorer.querySelector(".answer").innerHTML = answers[state];
   };
   for (const control of controls) control.addEventListener("input", show);
 })();
@@ -89,8 +91,10 @@ class Explorer(ipywidgets.VBox):
         super().__init__([title, *controls.values(), self.shown])
 
     def _update(self, _=None) -> None:
-        now = {argument: control.value for argument, control in self.controls.items()}
-        self.shown.value = f'<div class="explorer">{_pane(self.answer(**now))}</div>'
+        answer = self.answer(**self._now())
+        self.shown.value = (
+            f'<div class="explorer"><div class="answer" role="status">{answer}</div></div>'
+        )
 
     def _repr_mimebundle_(self, **kwargs) -> dict:
         return super()._repr_mimebundle_(**kwargs) | {"text/html": self.page()}
@@ -104,17 +108,21 @@ class Explorer(ipywidgets.VBox):
                 break
             moving.append(argument)
         fixed = {a: c.value for a, c in self.controls.items() if a not in moving}
-        now = [self.controls[argument].value for argument in moving]
-        answers = []
-        for values in itertools.product(*(_values(self.controls[a]) for a in moving)):
-            choice = dict(zip(moving, values, strict=True)) | fixed
-            answers.append(_pane(self.answer(**choice), hidden=list(values) != now))
+        answers = [
+            self.answer(**dict(zip(moving, values, strict=True)), **fixed)
+            for values in itertools.product(*(_values(self.controls[a]) for a in moving))
+        ]
+        data = json.dumps(answers, ensure_ascii=False).replace("</", "<\\/")
         forms = "".join(_form(c, moves=a in moving) for a, c in self.controls.items())
         note = "<p>(What is greyed out moves in the running notebook.)</p>" if fixed else ""
         return (
             f'<div class="explorer">{STYLE}<p><b>{escape(self.name)}</b></p>{forms}{note}'
-            f"{''.join(answers)}{SCRIPT}</div>"
+            f'<div class="answer" role="status">{self.answer(**self._now())}</div>'
+            f'<script type="application/json">{data}</script>{SCRIPT}</div>'
         )
+
+    def _now(self) -> dict:
+        return {argument: control.value for argument, control in self.controls.items()}
 
 
 def picture(colours: np.ndarray, *, alt: str) -> str:
@@ -123,10 +131,6 @@ def picture(colours: np.ndarray, *, alt: str) -> str:
     matplotlib.image.imsave(buffer, colours, format="png")
     data = b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{escape(alt)}">'
-
-
-def _pane(answer: str, *, hidden: bool = False) -> str:
-    return f'<div class="answer" role="status"{" hidden" if hidden else ""}>{answer}</div>'
 
 
 def _options(control) -> list[tuple[str, object]]:

@@ -1,0 +1,144 @@
+"""Each deck as `make slides` builds it, walked through in a browser that has the file alone."""
+
+import importlib.util
+import re
+
+import nbformat
+import pytest
+
+from compresslab.assets import DATA
+
+ROOT = DATA.parent
+LECTURES = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SIZE = {"width": 1280, "height": 720}
+
+if not (ROOT / "node_modules").exists():
+    pytest.skip("no node_modules: install npm", allow_module_level=True)
+
+spec = importlib.util.spec_from_file_location("build_slides", ROOT / "docs/slides/build.py")
+build = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build)
+
+# Right and lower edge of what is seen of the present slide.
+EDGES = """() => {
+  const slide = Reveal.getCurrentSlide();
+  const boxes = [...slide.querySelectorAll("*")]
+    .filter((element) => !element.closest("aside, mjx-assistive-mml"))
+    .map((element) => element.getBoundingClientRect())
+    .filter((box) => box.width && box.height);
+  return [Math.max(...boxes.map((b) => b.right)), Math.max(...boxes.map((b) => b.bottom))];
+}"""
+
+
+@pytest.fixture(scope="module")
+def decks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("slides")
+    assert build.main(folder) == 0
+    return folder
+
+
+@pytest.fixture(params=LECTURES, ids=lambda path: path.stem)
+def lecture(request):
+    return request.param
+
+
+@pytest.fixture
+def deck(lecture, decks, browser, watch):
+    """The page of a deck, ready, and what it does."""
+    page = browser.new_page(viewport=SIZE)
+    seen = watch(page)
+    page.goto((decks / f"{lecture.stem}.html").as_uri())
+    page.wait_for_function("window.Reveal?.isReady()", timeout=60_000)
+    yield page, seen
+    page.close()
+
+
+def slides_of(lecture) -> list[list]:
+    """The cells of each slide, without those that no slide shows."""
+    slides = []
+    for cell in nbformat.read(lecture, as_version=4).cells:
+        role = cell.metadata.get("slideshow", {}).get("slide_type")
+        if role == "slide":
+            slides.append([])
+        if role not in ("skip", "notes"):
+            slides[-1].append(cell)
+    return slides
+
+
+def walk(page):
+    """Every slide in turn."""
+    while True:
+        yield
+        if page.evaluate("Reveal.isLastSlide()"):
+            return
+        page.keyboard.press("Space")
+
+
+def test_every_slide_fits_its_screen_and_nothing_is_fetched(deck, decks, lecture):
+    page, seen = deck
+    too_large, count = [], 0
+    for _ in walk(page):
+        count += 1
+        right, bottom = page.evaluate(EDGES)
+        if right > SIZE["width"] or bottom > SIZE["height"]:
+            text = page.evaluate("Reveal.getCurrentSlide().innerText.trim().slice(0, 50)")
+            too_large.append((count, round(right), round(bottom), text))
+    assert not too_large
+    assert count == len(slides_of(lecture))
+    assert not seen.complaints
+    assert not seen.elsewhere(decks.as_uri())
+
+
+def test_mathematics_is_set_and_every_picture_has_its_alt_text(deck, lecture):
+    page, _ = deck
+    assert page.locator("mjx-container").count() > 10
+    assert page.locator("[data-mjx-error], mjx-merror").count() == 0
+    alts = page.eval_on_selector_all(".slides img", "images => images.map(i => i.alt)")
+    figures = sum("plots.show(" in c.source for slide in slides_of(lecture) for c in slide)
+    assert len(alts) >= figures
+    assert min(map(len, alts)) > 40
+
+
+def test_explorers_move_without_a_kernel(deck):
+    page, _ = deck
+    explorers = page.locator(".explorer")
+    assert explorers.count() > 0
+    for _ in walk(page):
+        for explorer in page.locator("section.present .explorer").all():
+            answer = explorer.locator(".answer")
+            controls = explorer.locator("input[type=range]:enabled")
+            assert controls.count() > 0
+            for control in controls.all():
+                before, value = answer.inner_html(), control.input_value()
+                control.focus()
+                page.keyboard.press("ArrowRight")
+                assert control.input_value() == str(int(value) + 1)
+                assert answer.inner_html() != before
+                control.blur()  # or the deck leaves the next key to it
+
+
+def test_the_presenter_sees_the_notes_and_the_class_does_not(deck, lecture):
+    page, _ = deck
+    assert not page.locator("aside.notes").first.is_visible()
+    with page.expect_popup() as opened:
+        page.keyboard.press("s")
+    presenter = opened.value
+    presenter.wait_for_selector(".speaker-controls-notes:not(.hidden)", timeout=30_000)
+    assert "Plan for 2 × 45 minutes" in presenter.locator(".speaker-controls-notes").inner_text()
+    presenter.close()
+
+
+def test_it_prints_a_page_for_each_slide(lecture, decks, browser):
+    page = browser.new_page()
+    page.goto((decks / f"{lecture.stem}.html").as_uri() + "?view=print")
+    page.wait_for_selector(".pdf-page", timeout=60_000)
+    pdf = page.pdf(prefer_css_page_size=True)
+    page.close()
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == len(slides_of(lecture))
+
+
+def test_a_link_to_another_file_of_the_course_is_left_as_its_text():
+    text = "a [**term**](../docs/glossary.md#term), [$N$](../docs/notation.md#x), [Li](https://x.y)"
+    assert build.without_links_to_files(text) == "a **term**, $N$, [Li](https://x.y)"
+    image = "![a map](../data/map.png)"
+    assert build.without_links_to_files(image) == image
