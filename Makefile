@@ -12,8 +12,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Jupyter refuses to run as root, as in a container, unless told that this is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
-.PHONY: lab test lint unit notebooks execute slides site exercises student grade bench assets doctor
-.PHONY: clean
+.PHONY: lab test lint unit notebooks execute slides site exercises student grade bench assets wheels
+.PHONY: doctor clean
 
 lab: $(VENV)/lab assets
 	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_motivation.ipynb
@@ -61,6 +61,17 @@ grade: $(VENV)/grade
 
 bench: $(VENV)/test assets
 	@for file in benchmarks/*.py; do $(BIN)/python $$file; done
+
+# All that `make lab` fetches, in one folder, for a room without good wifi: see docs/instructors.md.
+# For laptops of another system, for example: OPTIONS='--platform win_amd64 --only-binary=:all:'
+wheels: $(VENV)/lab
+	@mkdir -p dist/wheels
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	    print(*p["project"]["dependencies"], *p["project"]["optional-dependencies"]["lab"], \
+	    *p["build-system"]["requires"], sep="\n")' > dist/wheels/requirements.txt
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check -c constraints.txt \
+	    -r dist/wheels/requirements.txt -d dist/wheels $(OPTIONS)
+	@$(BIN)/python -m compresslab.assets dist/wheels
 
 doctor: $(VENV)/lab
 	@$(BIN)/python -m compresslab.doctor

@@ -8,6 +8,7 @@ so that a folder in the cache is either whole or absent.
 Only the data files named in the manifest leave an archive, and none of an archive's code is run.
 
     python -m compresslab.assets            fetch everything, verify every byte, mend what is broken
+    python -m compresslab.assets FOLDER     put the archives that this fetches into FOLDER
 """
 
 import hashlib
@@ -19,7 +20,7 @@ import tarfile
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -285,8 +286,24 @@ class _Members:
         return self.archive.open(member)
 
 
-def main() -> int:
-    """Fetch and verify every asset; 0 if all is well."""
+def save_archives(folder: Path) -> None:
+    """The archives of all assets in `folder`, for `PIP_FIND_LINKS` of machines without a network.
+
+    Raises:
+        AssetError: an archive cannot be downloaded.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for asset in read_manifest().values():
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            archive = _download(asset, Path(work))
+            archive.replace(folder / archive.name)
+
+
+def main(arguments: Sequence[str] = ()) -> int:
+    """Fetch and verify every asset, or save the archives; 0 if all is well."""
+    if arguments:
+        save_archives(Path(arguments[0]))
+        return 0
     for name, asset in read_manifest().items():
         print(
             f"{asset.title}: {asset.bytes / 1e6:.1f} MB, {asset.license} ... ", end="", flush=True
@@ -304,4 +321,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
