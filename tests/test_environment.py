@@ -2,11 +2,12 @@
 
 import re
 import tomllib
-from importlib.metadata import distribution
+from importlib.metadata import distribution, distributions
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 from compresslab.assets import DATA
@@ -54,6 +55,14 @@ def test_every_package_that_these_need_is_pinned():
     # torch's CUDA packages exist in its CUDA build only, which nobody is to install.
     unpinned = {canonicalize_name(n) for n in seen} - pins().keys() - {"setuptools"}
     assert not {n for n in unpinned if not n.startswith(("nvidia-", "cuda-", "triton"))}
+
+
+def test_every_pinned_version_runs_on_the_oldest_python_that_the_project_asks_for():
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    for found in distributions():
+        asks = found.metadata["Requires-Python"]
+        if asks and canonicalize_name(found.name) in pins():
+            assert oldest in SpecifierSet(asks), f"{found.name} {found.version} asks for {asks}"
 
 
 def test_installed_versions_are_the_pinned_ones():

@@ -19,9 +19,8 @@ import ipywidgets
 import matplotlib.image
 import numpy as np
 
-MOST_STATES = (
-    128  # saved with a notebook; controls for which that is not enough stay where they are
-)
+# Saved with a notebook. Controls for which that is not enough stay where they are.
+MOST_STATES = 128
 
 STYLE = """<style>
 .explorer { line-height: 1.4; text-align: left; }
