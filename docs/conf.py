@@ -27,6 +27,8 @@ myst_dmath_double_inline = True  # without it, text after $$…$$ in the same pa
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # the saved outputs are what was checked
 nb_merge_streams = True
+nb_code_prompt_show = "Show the code"
+nb_code_prompt_hide = "Hide the code"
 # An explorer is shown as the HTML that it saved, which moves without a kernel.
 nb_mime_priority_overrides = [("html", "application/vnd.jupyter.widget-view+json", None)]
 nb_ipywidgets_js = {}

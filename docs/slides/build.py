@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 from nbconvert.exporters import SlidesExporter
+from nbformat.v4 import new_markdown_cell
 from traitlets.config import Config
 
 HERE = Path(__file__).parent
@@ -60,7 +61,7 @@ def with_notes_on_every_slide(cells: list[nbformat.NotebookNode]) -> list[nbform
             continue
         ends_slide = i == 0 or role(cells[-i]) in ("slide", "notes")
         if ends_slide and notes is not None:
-            given.append(copy.deepcopy(notes))
+            given.append(new_markdown_cell(notes.source, metadata=copy.deepcopy(notes.metadata)))
         given.append(cell)
         if cell.cell_type == "markdown" and re.search("^##? ", cell.source, re.MULTILINE):
             notes = None

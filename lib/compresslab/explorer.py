@@ -24,14 +24,16 @@ MOST_STATES = 128
 
 STYLE = """<style>
 .explorer { line-height: 1.4; text-align: left; }
-.explorer .answer { display: flex; flex-wrap: wrap; gap: 0 1.5em; }
+.explorer .answer { display: flex; flex-wrap: wrap; gap: 0 1.5em; overflow-x: auto; }
 .explorer img { width: 384px; max-width: 100%; image-rendering: pixelated; margin: 0; }
 .explorer table { margin: 0.3em 0; border-collapse: collapse; }
 .explorer th, .explorer td { padding: 0 1em 0 0; text-align: left; border: 0; }
+.explorer .number, .explorer td, .explorer fieldset label { white-space: nowrap; }
 .explorer .number { text-align: right; }
 .explorer .bar { display: inline-block; height: 0.8em; background: #0072B2; }
 .explorer .bar.over { background: #D55E00; }
 .explorer label, .explorer fieldset { display: block; margin: 0.3em 0; padding: 0; border: 0; }
+.explorer legend { font-size: inherit; margin: 0; }
 .explorer .name, .explorer legend { display: inline-block; float: left; width: 11em; padding: 0; }
 .explorer fieldset label { display: inline; margin-right: 1.5em; }
 .explorer input[type=range] { width: 20em; max-width: 55%; vertical-align: middle; }

@@ -129,7 +129,7 @@ def train(
         dtype: of the forward pass, by autocast; weights and optimizer stay as they are.
 
     Returns:
-        one dictionary an epoch: `epoch`, `loss` (mean over its steps), and what `validate` gave.
+        one dictionary an epoch, with `epoch`, `loss` (mean of its steps) and what `validate` gave.
 
     Raises:
         ValueError: nothing to train, `own_rates` names nothing that trains, or the loss is not a

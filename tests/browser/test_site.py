@@ -129,6 +129,17 @@ def test_every_module_has_its_page_with_sources(pages):
     assert pages["docs/api/compresslab.pruning.wanda.html"].select_one(".viewcode-link")
 
 
+def test_no_docstring_is_read_as_a_type(pages):
+    """Napoleon takes what stands before a colon in "Returns" for the type."""
+    types = {
+        (name, field.get_text())
+        for name, page in pages.items()
+        for field in page.select("dt")
+        if field.get_text().startswith("Return type")
+    }
+    assert not types
+
+
 def test_every_method_is_listed_with_the_paper_that_its_module_names(pages):
     rows = {
         row.td.get_text(): row.get_text() for row in pages["docs/methods.html"].select("tbody tr")

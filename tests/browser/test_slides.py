@@ -1,6 +1,7 @@
 """Each deck as `make slides` builds it, walked through in a browser that has the file alone."""
 
 import importlib.util
+import itertools
 import re
 
 import nbformat
@@ -66,25 +67,26 @@ def slides_of(lecture) -> list[list]:
 
 
 def walk(page):
-    """Every slide in turn."""
+    """Every slide in turn, and on it what comes with another press of a key."""
     while True:
         yield
-        if page.evaluate("Reveal.isLastSlide()"):
+        if page.evaluate("Reveal.isLastSlide() && !Reveal.availableFragments().next"):
             return
         page.keyboard.press("Space")
 
 
 def test_every_slide_fits_its_screen_and_nothing_is_fetched(deck, decks, lecture):
     page, seen = deck
-    too_large, count = [], 0
+    too_large, walked = [], set()
     for _ in walk(page):
-        count += 1
+        number = page.evaluate("Reveal.getIndices().h")
+        walked.add(number)
         right, bottom = page.evaluate(EDGES)
         if right > SIZE["width"] or bottom > SIZE["height"]:
             text = page.evaluate("Reveal.getCurrentSlide().innerText.trim().slice(0, 50)")
-            too_large.append((count, round(right), round(bottom), text))
+            too_large.append((number, round(right), round(bottom), text))
     assert not too_large
-    assert count == len(slides_of(lecture))
+    assert walked == set(range(len(slides_of(lecture))))
     assert not seen.complaints
     assert not seen.elsewhere(decks.as_uri())
 
@@ -114,7 +116,19 @@ def test_explorers_move_without_a_kernel(deck):
                 page.keyboard.press("ArrowRight")
                 assert control.input_value() == str(int(value) + 1)
                 assert answer.inner_html() != before
-                control.blur()  # or the deck leaves the next key to it
+
+
+def test_a_prediction_comes_before_its_result(deck, lecture):
+    page, _ = deck
+    asked = [
+        slide
+        for slide in slides_of(lecture)
+        for cell, following in itertools.pairwise(slide)
+        if cell.cell_type == "markdown" and "*Predict" in cell.source
+        if following.cell_type == "code"
+    ]
+    assert asked
+    assert page.locator(".fragment").count() >= len(asked)
 
 
 def test_the_presenter_sees_the_notes_and_the_class_does_not(deck, lecture):
@@ -131,7 +145,10 @@ def test_the_presenter_sees_the_notes_and_the_class_does_not(deck, lecture):
 def test_it_prints_a_page_for_each_slide(lecture, decks, browser):
     page = browser.new_page()
     page.goto((decks / f"{lecture.stem}.html").as_uri() + "?view=print")
-    page.wait_for_selector(".pdf-page", timeout=60_000)
+    page.wait_for_function("window.Reveal?.isReady()", timeout=60_000)
+    page.wait_for_timeout(2000)  # pages are made one after the other
+    slide = page.locator(".pdf-page section:not(.stack)").first
+    assert slide.evaluate("slide => getComputedStyle(slide).paddingLeft") == "56px"
     pdf = page.pdf(prefer_css_page_size=True)
     page.close()
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == len(slides_of(lecture))

@@ -33,8 +33,8 @@ def collect_hessians(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, T
         batches: token numbers (windows, time).
 
     Returns:
-        name of a layer -> (in_features, in_features) float32. For wide models this is large: a
-        layer with 1,536 inputs takes 9.4 MB.
+        name of a layer -> (in_features, in_features) float32. For wide models this is large, 9.4
+        MB for a layer with 1,536 inputs.
     """
     hessians: dict[str, Tensor] = {}
 

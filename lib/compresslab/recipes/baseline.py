@@ -23,7 +23,7 @@ WEIGHT_DECAYS = (0.0, 0.1, 1.0, 3.0)
 
 
 class BagOfWords(nn.Module):
-    """Logistic regression on which tokens occur: one weight for each token and label."""
+    """Logistic regression on how often tokens occur: one weight for each token and label."""
 
     def __init__(self, vocabulary: int):
         super().__init__()
