@@ -24,9 +24,9 @@ MOST_STATES = 128
 
 STYLE = """<style>
 .explorer { line-height: 1.4; text-align: left; }
-.explorer .answer { display: flex; flex-wrap: wrap; gap: 0 1.5em; overflow-x: auto; }
+.explorer .answer { display: flex; flex-wrap: wrap; gap: 0 1.5em; }
 .explorer img { width: 384px; max-width: 100%; image-rendering: pixelated; margin: 0; }
-.explorer table { margin: 0.3em 0; border-collapse: collapse; }
+.explorer table { margin: 0.2em 0; border-collapse: collapse; line-height: 1.2; }
 .explorer th, .explorer td { padding: 0 1em 0 0; text-align: left; border: 0; }
 .explorer .number, .explorer td, .explorer fieldset label { white-space: nowrap; }
 .explorer .number { text-align: right; }
