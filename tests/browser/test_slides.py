@@ -116,6 +116,8 @@ def test_explorers_move_without_a_kernel(deck):
                 page.keyboard.press("ArrowRight")
                 assert control.input_value() == str(int(value) + 1)
                 assert answer.inner_html() != before
+                label = control.locator("xpath=following-sibling::output").inner_text()
+                assert label in answer.inner_text()  # an explorer prints the values it was given
 
 
 def test_a_prediction_comes_before_its_result(deck, lecture):
@@ -152,6 +154,25 @@ def test_it_prints_a_page_for_each_slide(lecture, decks, browser):
     pdf = page.pdf(prefer_css_page_size=True)
     page.close()
     assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == len(slides_of(lecture))
+
+
+def test_every_slide_of_a_section_has_its_notes_and_no_other():
+    def cell(source, role=None):
+        metadata = {"slideshow": {"slide_type": role}} if role else {}
+        return nbformat.v4.new_markdown_cell(source, metadata=metadata)
+
+    cells = [
+        *(cell("# A", "slide"), cell("more of it"), cell("second", "slide"), cell("of A", "notes")),
+        *(
+            cell("## B", "slide"),
+            cell("read", "skip"),
+            cell("of B", "notes"),
+            cell("## C", "slide"),
+        ),
+    ]
+    given = [cell.source for cell in build.with_notes_on_every_slide(cells)]
+    first = ["# A", "more of it", "of A", "second", "of A"]
+    assert given == [*first, "## B", "read", "of B", "## C"]
 
 
 def test_a_link_to_another_file_of_the_course_is_left_as_its_text():
