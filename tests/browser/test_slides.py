@@ -161,18 +161,22 @@ def test_every_slide_of_a_section_has_its_notes_and_no_other():
         metadata = {"slideshow": {"slide_type": role}} if role else {}
         return nbformat.v4.new_markdown_cell(source, metadata=metadata)
 
-    cells = [
-        *(cell("# A", "slide"), cell("more of it"), cell("second", "slide"), cell("of A", "notes")),
-        *(
-            cell("## B", "slide"),
-            cell("read", "skip"),
-            cell("of B", "notes"),
-            cell("## C", "slide"),
-        ),
+    title, a, more = cell("# Title", "slide"), cell("## A", "slide"), cell("more of it")
+    second, of_a = cell("second", "slide"), cell("of A", "notes")
+    b, read, of_b = cell("## B", "slide"), cell("read", "skip"), cell("of B", "notes")
+    given = build.with_notes_on_every_slide([title, a, more, second, of_a, b, read, of_b])
+    sources = [cell.source for cell in given]
+    assert sources == [
+        "# Title",
+        "## A",
+        "more of it",
+        "of A",
+        "second",
+        "of A",
+        "## B",
+        "read",
+        "of B",
     ]
-    given = [cell.source for cell in build.with_notes_on_every_slide(cells)]
-    first = ["# A", "more of it", "of A", "second", "of A"]
-    assert given == [*first, "## B", "read", "of B", "## C"]
 
 
 def test_a_link_to_another_file_of_the_course_is_left_as_its_text():
