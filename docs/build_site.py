@@ -160,6 +160,7 @@ def methods_page() -> str:
         for key, entry in parse_file(ROOT / "docs/references.bib").entries.items()
         if "eprint" in entry.fields
     }
+    every = modules()
     page = (
         "# Methods and their papers\n\nWhat the library has, a module each. The module's page says "
         "where the formulas stand in the paper, and what differs from it.\n"
@@ -168,7 +169,7 @@ def methods_page() -> str:
         rows = [
             f"| [{name.rpartition('.')[2]}](api/{name}.md) | {docstring.splitlines()[0]} "
             f"| {papers(docstring, keys)} |\n"
-            for name, docstring in modules().items()
+            for name, docstring in every.items()
             if name.startswith(f"compresslab.{family}.")
         ]
         if rows:

@@ -33,7 +33,6 @@ SLIDE = """() => {
   const boxes = cells.map((cell) => cell.getBoundingClientRect());
   const forward = document.querySelector(".jp-deck-mod-direction-forward");
   return {
-    cells: cells.length,
     top: Math.min(...boxes.map((box) => box.top)),
     bottom: Math.max(...boxes.map((box) => box.bottom)),
     more: !forward.classList.contains("jp-mod-disabled"),

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import os
 import re
 import subprocess
 import sys
@@ -42,10 +43,9 @@ if not AXE.exists():
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("site") / "html"
-    program = f"import os; os.environ['REPOSITORY'] = {REPOSITORY + '.git'!r}\n"
-    program += f"import runpy, sys; sys.argv = ['build', {str(folder)!r}]\n"
-    program += f"runpy.run_path({str(ROOT / 'docs/build_site.py')!r}, run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "docs/build_site.py", folder]
+    setting = os.environ | {"REPOSITORY": f"{REPOSITORY}.git"}
+    done = subprocess.run(command, env=setting, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr  # a warning of Sphinx is an error
     assert not done.stderr
     return folder

@@ -58,7 +58,7 @@ def slides_of(lecture) -> list[list]:
     """The cells of each slide, without those that no slide shows."""
     slides = []
     for cell in nbformat.read(lecture, as_version=4).cells:
-        role = cell.metadata.get("slideshow", {}).get("slide_type")
+        role = build.role(cell)
         if role == "slide":
             slides.append([])
         if role not in ("skip", "notes"):
