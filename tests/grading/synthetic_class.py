@@ -470,9 +470,27 @@ CLASS = [
     ),
 ]
 # Beyond the forty: each of these has a test of its own.
-MEMORY = Submission(
-    "Oda Memory", own_cell("kept = []\nwhile True:\n    kept.append(bytearray(10**8))")
-)
+# It takes all the memory that it may and keeps it. In the half second of the answer after it the
+# grader looks: the student's own cell is to blame, not that answer.
+FILLS = """
+kept = []
+for size in (10**8, 10**6):
+    try:
+        while True:
+            kept.append(bytearray(size))
+    except MemoryError:
+        pass
+del kept[-30:]
+"""
+WAITS = """
+import time
+time.sleep(0.5)
+
+def amdahl(seconds, speedups):
+    after = sum(seconds[part] / speedups.get(part, 1) for part in seconds)
+    return sum(seconds.values()) / after if after else float("inf")
+"""
+MEMORY = Submission("Oda Memory", own_cell(FILLS, answers={"amdahl": WAITS}))
 OUTPUT = Submission("Pip Output", own_cell("while True:\n    print('x' * 10**6)"))
 PROCESS = Submission("Rex Process", own_cell(LEAVES_A_PROCESS))
 

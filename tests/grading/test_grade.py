@@ -571,9 +571,9 @@ def single(one: Submission, tmp_path, **limits) -> dict:
 
 def test_memory_is_limited(tmp_path):
     record = single(synthetic_class.MEMORY, tmp_path, memory=1_500_000_000)
-    # Python says MemoryError, or the grader ends it: the rest is graded either way.
-    assert record["state"] in ("graded", "crashed")
-    assert record["exercises"]["influence"]["points"] == 2
+    # Python raises MemoryError in the cell that takes too much; the grader need not end anything.
+    assert record["state"] == "graded"
+    assert all(entry["points"] == entry["max"] for entry in record["exercises"].values())
 
 
 def test_output_is_limited(tmp_path):
