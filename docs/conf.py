@@ -81,9 +81,21 @@ def with_alt_text(render_image):
     return render
 
 
+def say_that_it_is_for_reading(app, pagename, templatename, context, doctree):
+    """An exercise speaks of writing into it; that is for the notebook, not for its page."""
+    if pagename.startswith("exercises/"):
+        context["body"] = (
+            '<div class="admonition note"><p class="admonition-title">A page for reading</p><p>To '
+            "work on this exercise, open its notebook: download it with the button above, or find "
+            f"it in your copy of the course at <code>{pagename}.ipynb</code>.</p></div>"
+            f"{context['body']}"
+        )
+
+
 def setup(app):
     NbElementRenderer.render_image = with_alt_text(NbElementRenderer.render_image)
     app.connect("autodoc-process-docstring", docstring_to_rst, priority=400)  # before napoleon
+    app.connect("html-page-context", say_that_it_is_for_reading)
 
 
 # ---------------------------------------------------------------- looks

@@ -39,6 +39,19 @@ def test_every_axis_of_every_figure_has_a_label():
         assert panels[0].get_ylabel()
 
 
+def test_a_model_far_from_all_others_is_told_in_words():
+    rows = load_rows()
+    far = next(i for i, row in enumerate(rows) if row["name"] == "bag of words")
+    for whole in (False, True):
+        figure = plots.pareto(rows, whole=whole)
+        legend = [text.get_text() for text in figure.legends[0].get_texts()]
+        numbers = {text.get_text() for text in figure.axes[0].texts}
+        assert (str(far + 1) in numbers) == whole
+        assert any("bag of words, not shown: 79.8 %, 0.24 MB" in line for line in legend) != whole
+        assert len(legend) == len(rows)
+        plt.close(figure)
+
+
 def test_a_shown_figure_carries_its_alt_text_and_is_closed(monkeypatch):
     shown = []
     monkeypatch.setattr(plots, "display", shown.append)

@@ -14,7 +14,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .assets import DATA
 from .measure import accuracy
@@ -327,36 +330,67 @@ def percent(estimate: dict) -> tuple[float, float, float]:
     return tuple(100 * estimate[end] for end in ("value", "low", "high"))
 
 
-def pareto(rows: Sequence[dict], *, batch_size: int = 32) -> Figure:
+FAR = 30  # times smaller, or faster, than the dense model: further away, it is only told in words
+
+
+def pareto(rows: Sequence[dict], *, batch_size: int = 32, whole: bool = False) -> Figure:
     """The scoreboard as a picture: accuracy against megabytes, and against speed-up.
 
     The line joins the models that no other one beats on both axes.
+
+    Args:
+        whole: show every model; otherwise those far away, which would press all others together,
+            are told in words below.
     """
-    names = math.ceil(len(rows) / 2)  # of the legend, two names in each
-    figure, panels = new(12, 4.4 + 0.23 * names, columns=2, sharey=True)
     estimates = [accuracy(correct_of(row)) for row in rows]
-    quality = [100 * e.value for e in estimates]
     sizes = [row["bytes"] / 1e6 for row in rows]
     speeds = [speedup_of(row, batch_size).value for row in rows]
+    near = [i for i in range(len(rows)) if whole or (sizes[i] * FAR > sizes[0] and speeds[i] < FAR)]
+    figure, panels = new(12, 4.6 + 0.24 * math.ceil(len(rows) / 2), columns=2, sharey=True)
     lectures = sorted({row["lecture"] for row in rows})
     for axes, values, smaller in ((panels[0], sizes, True), (panels[1], speeds, False)):
-        front = _front(values, quality, smaller=smaller)
-        axes.plot([values[i] for i in front], [quality[i] for i in front], color="#999999", lw=1)
-        points = enumerate(zip(rows, estimates, values, quality, strict=True), start=1)
-        for number, (row, e, x, y) in points:
-            k = lectures.index(row["lecture"])
-            axes.errorbar(
-                x, y, yerr=[[y - 100 * e.low], [100 * e.high - y]], fmt=MARKERS[k], ms=8,
-                color=COLOURS[k], capsize=3, lw=1, label=f"{number}  {row['name']}",
-            )  # fmt: skip
-            axes.annotate(str(number), (x, y), textcoords="offset points", xytext=(7, 5))
+        xy = [(values[i], 100 * estimates[i].value) for i in near]
+        front = _front(*zip(*xy, strict=True), smaller=smaller)
+        axes.plot(*zip(*(xy[i] for i in front), strict=True), color="#999999", lw=1)
+        for i, (x, y) in zip(near, xy, strict=True):
+            k, ends = lectures.index(rows[i]["lecture"]), estimates[i]
+            axes.vlines(x, 100 * ends.low, 100 * ends.high, color=COLOURS[k], lw=1, alpha=0.4)
+            axes.plot(x, y, MARKERS[k], ms=9, color=COLOURS[k], label=f"{i + 1}  {rows[i]['name']}")
         axes.set_xscale("log")
-        axes.margins(x=0.15)
+        axes.margins(x=0.12)
+        if not whole:
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter("{x:,g}")
+        axes.xaxis.set_minor_locator(NullLocator())
+        _number(axes, xy, [str(i + 1) for i in near])
     panels[0].set(xlabel="megabytes on disk (better to the left)", ylabel="accuracy on test, %")
     panels[1].set(xlabel=f"speed-up at batch {batch_size} (better to the right)")
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=11)
+    for i in sorted(set(range(len(rows))) - set(near)):
+        handles.append(Line2D([], [], ls=""))
+        labels.append(
+            f"{i + 1}  {rows[i]['name']}, not shown: {100 * estimates[i].value:.1f} %, "
+            f"{sizes[i]:.2f} MB, {speeds[i]:.0f}×"
+        )
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=12)
     return figure
+
+
+def _number(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+    """Write each label beside its point, on the side where the other points and labels are
+    furthest away."""
+    axes.figure.draw_without_rendering()
+    places = axes.transData.transform(points)
+    sides = np.array([(13, 9), (13, -9), (-13, 9), (-13, -9)]) * axes.figure.dpi / 72
+    written: list[np.ndarray] = []
+    for i, (place, point, label) in enumerate(zip(places, points, labels, strict=True)):
+        others = np.array([*places[:i], *places[i + 1 :], *written, place + 1e4])
+        side = max(sides, key=lambda side: np.hypot(*(place + side - others).T).min())
+        written.append(place + side)
+        axes.annotate(
+            label, point, xytext=side * 72 / axes.figure.dpi, textcoords="offset points",
+            ha="center", va="center", fontsize=13,
+        )  # fmt: skip
 
 
 def _front(values: Sequence[float], quality: Sequence[float], *, smaller: bool) -> list[int]:

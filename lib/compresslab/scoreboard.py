@@ -124,24 +124,22 @@ def table(rows: list[dict]) -> pd.DataFrame:
     for row in rows:
         a = accuracy(correct_of(row))
         line = {
-            "lecture": row["lecture"],
             "model": row["name"],
             "accuracy %": f"{100 * a.value:.1f} ({100 * a.low:.1f}–{100 * a.high:.1f})",
             "vs dense": "",
-            "parameters": f"{row['parameters']:,}",
-            "MB on disk": f"{row['bytes'] / 1e6:.2f}",
+            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "on disk": f"{row['bytes'] / 1e6:.3g} MB",
         }
         if row is not rows[0]:
             d = compare_accuracy(correct_of(rows[0]), correct_of(row)).difference
             line["vs dense"] = f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
         for size in BATCH_SIZES:
             s = speedup_of(row, size)
-            line[f"speed-up, batch {size}"] = (
-                f"{_times(s.value)} ({_times(s.low)}–{_times(s.high)})"
-            )
+            low, high = _times(s.low), _times(s.high)
+            line[f"speed, batch {size}"] = f"{_times(s.value)}× ({low}–{high})"
         lines.append(line | {"note": row["note"]})
     return pd.DataFrame(lines).set_index("model")
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:,.0f}×" if ratio >= 100 else f"{ratio:.2f}×"
+    return f"{ratio:,.0f}" if ratio >= 100 else f"{ratio:.2f}"

@@ -107,6 +107,15 @@ def test_no_page_loads_anything_from_elsewhere(pages):
             assert not urlsplit(tag.get("src") or tag["href"]).netloc, (name, tag)
 
 
+def test_the_page_of_an_exercise_says_where_to_work_on_it(pages):
+    exercises = {name: page for name, page in pages.items() if name.startswith("exercises/")}
+    assert exercises
+    for name, page in exercises.items():
+        file = page.select_one(".admonition.note code").text
+        assert file == name.replace(".html", ".ipynb")
+        assert (ROOT / file).exists()
+
+
 def test_solutions_and_speaker_notes_are_not_on_the_students_pages(site, pages):
     assert not [path for path in site.rglob("*.ipynb") if "solutions" in path.parts]
     for name in ("cases.py", "mutants.py", "alternatives.py"):

@@ -1,6 +1,6 @@
 """Affine quantization: a real number becomes a small integer, by a scale and a zero point.
 
-Source: Jacob et al. (2018), Quantization and Training of Neural Networks for Efficient
+Source: Jacob et al. (2017), Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference, arXiv:1712.05877, section 2.1; Nagel et al. (2021), A White Paper
 on Neural Network Quantization, arXiv:2106.08295, section 2.2:
 
