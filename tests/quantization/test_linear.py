@@ -7,7 +7,12 @@ from torch.nn import functional as F
 
 from compresslab import storage
 from compresslab.quantization.affine import Quantized, quantize_tensor
-from compresslab.quantization.linear import PackedLinear, pack_linears_
+from compresslab.quantization.linear import (
+    PackedEmbedding,
+    PackedLinear,
+    pack_embedding_,
+    pack_linears_,
+)
 
 
 def quantized(bits=4, granularity=16, shape=(24, 64)):
@@ -64,6 +69,24 @@ def test_layers_of_a_model_are_replaced_and_no_others():
     torch.testing.assert_close(model(x), dense(x), rtol=0, atol=0.05)
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("granularity", [16, "channel"])
+def test_an_embedding_gives_the_rows_of_its_matrix(bits, granularity):
+    embedding = PackedEmbedding(quantized(bits, granularity))
+    ids = torch.tensor([[3, 0, 3], [23, 7, 1]])
+    assert torch.equal(embedding(ids), F.embedding(ids, embedding.dequantize()))
+
+
+def test_an_output_layer_shares_the_packed_embedding_on_the_disk_too(tmp_path):
+    model = nn.Sequential(nn.Embedding(24, 64), nn.Linear(64, 24, bias=False))
+    model[1].weight = model[0].weight
+    pack_embedding_(model, "0", lambda name, w: quantize_tensor(w, bits=4), head="1")
+    assert model[1].codes.data_ptr() == model[0].codes.data_ptr()
+    assert torch.equal(model[1].dequantize(), model[0].dequantize())
+    size = storage.save(model, tmp_path / "model.safetensors")
+    assert size < 24 * 64 / 2 + 24 * 3 + 1000
+
+
 def test_bad_input_is_named():
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     with pytest.raises(ValueError, match="has no linear layer '7'"):
@@ -74,3 +97,9 @@ def test_bad_input_is_named():
     huge = quantize_tensor(torch.tensor([[0.0, 1e9]]), bits=4)
     with pytest.raises(ValueError, match="float16 cannot hold the scale"):
         PackedLinear(huge)
+    with pytest.raises(ValueError, match="rows of 64 in groups of 1536 are not whole groups"):
+        PackedEmbedding(quantized(granularity="tensor"))
+    with pytest.raises(ValueError, match="1 does not share the weight of 0"):
+        pack_embedding_(
+            nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 4)), "0", quantize_tensor, head="1"
+        )

@@ -1,4 +1,4 @@
-"""A linear layer whose weight is stored in few bits and computed in floating point.
+"""Layers whose weight is stored in few bits and computed in floating point.
 
     layer = PackedLinear(quantize_tensor(linear.weight, bits=4, granularity=64), linear.bias)
     layer.state_dict()      what `storage.save` writes: bytes, not floats
@@ -20,8 +20,50 @@ from ..layers import find_linears, replace_
 from .affine import Quantized, dequantize
 from .packing import pack, unpack
 
+Quantize = Callable[[str, Tensor], Quantized]  # from the name and the weight of a layer
 
-class PackedLinear(nn.Module):
+
+class _Packed(nn.Module):
+    """A matrix (rows, columns) with asymmetric codes in buffers.
+
+    Raises:
+        ValueError: a scale that float16 cannot hold.
+    """
+
+    def __init__(self, weight: Quantized):
+        super().__init__()
+        self.rows, self.columns = weight.codes.shape
+        self.bits, self.groups = weight.bits, len(weight.scale)
+        scale = weight.scale.half()
+        if not scale.isfinite().all():
+            raise ValueError(f"float16 cannot hold the scale {weight.scale.max().item():.3g}")
+        self.whole = not weight.zero_point.is_floating_point()
+        zero_point = weight.zero_point.flatten()
+        zero_point = pack(zero_point.byte(), self.bits) if self.whole else zero_point.half()
+        self.register_buffer("codes", pack(weight.codes, self.bits))
+        self.register_buffer("scale", scale.flatten())
+        self.register_buffer("zero_point", zero_point)
+
+    def dequantize(self) -> Tensor:
+        """The matrix in float32."""
+        codes = unpack(self.codes, self.bits, (self.groups, self._size))
+        weight = dequantize(codes, self.scale[:, None], self._zero_points()[:, None])
+        return weight.view(self.rows, self.columns)
+
+    @property
+    def _size(self) -> int:
+        return self.rows * self.columns // self.groups
+
+    def _zero_points(self) -> Tensor:
+        if self.whole:
+            return unpack(self.zero_point, self.bits, (self.groups,)).float()
+        return self.zero_point.float()
+
+    def extra_repr(self) -> str:
+        return f"{self.rows}, {self.columns}, bits={self.bits}, groups={self.groups}"
+
+
+class PackedLinear(_Packed):
     """y = x · Ŵᵀ + bias, with Ŵ packed.
 
     Args:
@@ -30,37 +72,16 @@ class PackedLinear(nn.Module):
         input_scale: (in_features,), by which the input is divided first, for AWQ; or None.
 
     Raises:
-        ValueError: symmetric codes, or a scale that float16 cannot hold.
+        ValueError: a scale that float16 cannot hold.
     """
 
     def __init__(
         self, weight: Quantized, bias: Tensor | None = None, *, input_scale: Tensor | None = None
     ):
-        super().__init__()
-        self.out_features, self.in_features = weight.codes.shape
-        self.bits, self.groups = weight.bits, len(weight.scale)
-        scale = weight.scale.half()
-        if not scale.isfinite().all():
-            raise ValueError(f"float16 cannot hold the scale {weight.scale.max().item():.3g}")
-        self.register_buffer("codes", pack(weight.codes, self.bits))
-        self.register_buffer("scale", scale.flatten())
-        self.whole = not weight.zero_point.is_floating_point()
-        zero_point = weight.zero_point.flatten()
-        if self.whole:
-            zero_point = pack(zero_point.byte(), self.bits)
-        self.register_buffer("zero_point", zero_point if self.whole else zero_point.half())
+        super().__init__(weight)
+        self.out_features, self.in_features = self.rows, self.columns
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
         self.register_buffer("input_scale", None if input_scale is None else input_scale.half())
-
-    def dequantize(self) -> Tensor:
-        """Ŵ (out_features, in_features) in float32."""
-        shape = (self.groups, self.out_features * self.in_features // self.groups)
-        zero_point = self.zero_point
-        if self.whole:
-            zero_point = unpack(zero_point, self.bits, (self.groups,))
-        codes = unpack(self.codes, self.bits, shape)
-        weight = dequantize(codes, self.scale[:, None], zero_point[:, None].float())
-        return weight.view(self.out_features, self.in_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features)."""
@@ -68,19 +89,66 @@ class PackedLinear(nn.Module):
             x = x / self.input_scale.to(x.dtype)
         return F.linear(x, self.dequantize().to(x.dtype), self.bias)
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, bits={self.bits}, groups={self.groups}"
+
+class PackedEmbedding(_Packed):
+    """Rows of a packed matrix, float32; only the rows that are asked for are unpacked.
+
+    Args:
+        weight: (tokens, width), asymmetric codes; a row is a whole number of groups and of bytes.
+
+    Raises:
+        ValueError: it is not, or a scale that float16 cannot hold.
+    """
+
+    def __init__(self, weight: Quantized):
+        super().__init__(weight)
+        if self.groups % self.rows or self.columns % 8:
+            raise ValueError(
+                f"rows of {self.columns} in groups of {self._size} are not whole groups and bytes"
+            )
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """int64 (…) to (…, width)."""
+        shape = (ids.numel(), self.groups // self.rows, self._size)
+        codes = unpack(self.codes.view(self.rows, -1)[ids.flatten()].flatten(), self.bits, shape)
+        scale, zero_point = (
+            t.view(self.rows, -1, 1)[ids.flatten()] for t in (self.scale, self._zero_points())
+        )
+        return dequantize(codes, scale, zero_point).view(*ids.shape, self.columns)
+
+
+def pack_embedding_(
+    model: nn.Module, name: str, quantize: Quantize, *, head: str | None = None
+) -> None:
+    """Replace an embedding by a packed one, in place.
+
+    Args:
+        head: name of the output layer, if it has the same weight: they share the packed one, too.
+
+    Raises:
+        ValueError: `head` has another weight.
+    """
+    embedding = model.get_submodule(name)
+    if head is not None and model.get_submodule(head).weight is not embedding.weight:
+        raise ValueError(f"{head} does not share the weight of {name}")
+    weight = quantize(name, embedding.weight.detach())
+    packed = PackedEmbedding(weight)
+    replace_(model, name, packed)
+    if head is not None:
+        output = PackedLinear(weight)
+        for part in ("codes", "scale", "zero_point"):
+            setattr(output, part, getattr(packed, part))
+        replace_(model, head, output)
 
 
 def pack_linears_(
     model: nn.Module,
-    quantize: Callable[[str, Tensor], Quantized],
+    quantize: Quantize,
     names: Iterable[str] | None = None,
 ) -> None:
     """Replace linear layers by packed ones, in place.
 
     Args:
-        quantize: from the name and the weight of a layer, the weight in few bits.
         names: of the layers; all linear layers if left out.
 
     Raises:
