@@ -14,6 +14,8 @@ BIBLIOGRAPHY = parse_file(ROOT / "docs/references.bib").entries  # a key twice i
 
 # Why these have a plain address, and neither an arXiv id nor a DOI.
 ADDRESS_ONLY = {
+    "badri2023half": "a web page",
+    "ggmlorg2023gguf": "the specification in its repository",
     "hassibi1992second": "the early volumes of NIPS have no DOIs",
     "itu2025measuring": "a web report",
     "meta2024llama": "a model card",

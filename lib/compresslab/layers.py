@@ -1,6 +1,6 @@
 """Find, replace, observe and shrink the layers of a model: what most methods start from."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,6 +10,27 @@ from torch import Tensor, nn
 def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Every `nn.Linear` of `model` by its dotted name, in the order of the model."""
     return {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+
+
+def own_linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
+    """The linear layers to be replaced, by name.
+
+    Args:
+        names: of the layers; all linear layers if left out.
+
+    Raises:
+        ValueError: `names` has what is no linear layer, or one whose weight another layer uses.
+    """
+    linears = find_linears(model)
+    parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
+    chosen = {}
+    for name in linears if names is None else names:
+        if name not in linears:
+            raise ValueError(f"{type(model).__name__} has no linear layer {name!r}")
+        chosen[name] = linears[name]
+        if sum(p is chosen[name].weight for p in parameters) > 1:
+            raise ValueError(f"{name} shares its weight with another layer: leave it out of names")
+    return chosen
 
 
 def replace_(model: nn.Module, name: str, new: nn.Module) -> None:

@@ -11,6 +11,7 @@ from compresslab.factorization.lora import (
     lora_state,
     merge_lora_,
 )
+from compresslab.quantization.nf4 import NF4Linear, quantize_linears_nf4_
 
 
 class Block(nn.Module):
@@ -243,3 +244,25 @@ def test_the_state_is_a_copy_that_further_training_leaves_alone():
     with torch.no_grad():
         model.up.lora_a.zero_()
     assert (state["up.lora_a"] != 0).all()
+
+
+def test_on_a_model_in_nf4_the_adapters_alone_train_and_merging_gives_float_layers():
+    model, x = make(torch.float32), torch.randn(4, 6)
+    quantize_linears_nf4_(model)
+    expected = model(x)
+    adapt(model)
+    assert isinstance(model.up.linear, NF4Linear)
+    assert torch.equal(model(x), expected)
+    frozen = copy.deepcopy(model.up.linear.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):  # the gradient of A is zero while B is
+        model(x).square().sum().backward()
+        optimizer.step()
+    assert set(lora_state(model)) == {"up.lora_a", "up.lora_b", "inner.1.lora_a", "inner.1.lora_b"}
+    assert all(p.grad.any() for p in model.parameters() if p.requires_grad)
+    assert all(torch.equal(t, frozen[name]) for name, t in model.up.linear.state_dict().items())
+    trained = model(x)
+    assert not torch.allclose(trained, expected, atol=1e-3)
+    merge_lora_(model)
+    assert type(model.up) is nn.Linear
+    torch.testing.assert_close(model(x), trained)

@@ -13,6 +13,8 @@ equation 3:
 
 Differs from the paper: every linear layer is adapted, not the attention projections alone, and A
 starts uniform (as in the authors' code), not Gaussian. Not included: dropout on the adapter input.
+
+On layers in NF4 this is QLoRA: Dettmers et al. (2023), arXiv:2305.14314.
 """
 
 import math
@@ -21,7 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import check_fits, find_linears, replace_
+from ..layers import check_fits, replace_
+from ..quantization.nf4 import NF4Linear
+
+
+def _weight(linear: nn.Linear | NF4Linear) -> Tensor:
+    """Its weight; one in NF4 as float32."""
+    return linear.dequantize() if isinstance(linear, NF4Linear) else linear.weight
 
 
 class LoRALinear(nn.Module):
@@ -33,34 +41,37 @@ class LoRALinear(nn.Module):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Linear | NF4Linear,
         *,
         rank: int,
         alpha: float,
         generator: torch.Generator | None = None,
     ):
         super().__init__()
-        out_features, in_features = linear.weight.shape
+        weight = _weight(linear)
+        out_features, in_features = weight.shape
         if not 1 <= rank <= min(in_features, out_features):
             raise ValueError(
                 f"rank must be between 1 and {min(in_features, out_features)} for a weight of "
-                f"shape {tuple(linear.weight.shape)}, not {rank}"
+                f"shape {tuple(weight.shape)}, not {rank}"
             )
         self.linear = linear.requires_grad_(False)
         self.scale = alpha / rank
         bound = 1 / math.sqrt(in_features)
         a = torch.empty(rank, in_features).uniform_(-bound, bound, generator=generator)
-        self.lora_a = nn.Parameter(a.to(linear.weight))
-        self.lora_b = nn.Parameter(linear.weight.new_zeros(out_features, rank))
+        self.lora_a = nn.Parameter(a.to(weight))
+        self.lora_b = nn.Parameter(weight.new_zeros(out_features, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in_features) -> (..., out_features)"""
         return self.linear(x) + self.scale * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
     def merged(self) -> nn.Linear:
-        """A new plain linear layer that computes the same function."""
-        out_features, in_features = self.linear.weight.shape
-        weight, bias = self.linear.weight, self.linear.bias
+        """A new plain linear layer that computes the same function: in float32 where the frozen
+        weight was in NF4, as the sum would not fit its levels.
+        """
+        weight, bias = _weight(self.linear), self.linear.bias
+        out_features, in_features = weight.shape
         merged = nn.utils.skip_init(  # draws no random numbers
             nn.Linear,
             in_features,
@@ -85,7 +96,7 @@ def add_lora_(
     alpha: float | None = None,
     generator: torch.Generator | None = None,
 ) -> None:
-    """Freeze `model` and put a LoRALinear in place of each of its linear layers.
+    """Freeze `model` and put a LoRALinear in place of each of its linear layers, NF4 included.
 
     Args:
         rank: of every update.
@@ -98,7 +109,8 @@ def add_lora_(
     alpha = 2 * rank if alpha is None else alpha
     adapted = {
         name: LoRALinear(linear, rank=rank, alpha=alpha, generator=generator)
-        for name, linear in find_linears(model).items()
+        for name, linear in model.named_modules()
+        if isinstance(linear, nn.Linear | NF4Linear)
     }
     for name, layer in adapted.items():
         replace_(model, name, layer)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import find_linears, replace_
+from ..layers import own_linears, replace_
 from .affine import Quantized, dequantize
 from .packing import pack, unpack
 
@@ -154,13 +154,6 @@ def pack_linears_(
     Raises:
         ValueError: `names` has what is no linear layer, or one whose weight others share.
     """
-    linears = find_linears(model)
-    parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
-    for name in linears if names is None else names:
-        if name not in linears:
-            raise ValueError(f"{type(model).__name__} has no linear layer {name!r}")
-        linear = linears[name]
-        if sum(p is linear.weight for p in parameters) > 1:
-            raise ValueError(f"{name} shares its weight with another layer: leave it out of names")
-        with torch.no_grad():
+    with torch.no_grad():
+        for name, linear in own_linears(model, names).items():
             replace_(model, name, PackedLinear(quantize(name, linear.weight), linear.bias))
