@@ -25,6 +25,8 @@ def test_every_axis_of_every_figure_has_a_label():
             {"w": generator.normal(size=100)}, {"s": np.array([3.0, 2.0, 1.0])}, np.eye(4)
         ),
         plots.pareto(load_rows()),
+        plots.number_formats({"float8": (2**-9, 448, 8)}, {"int4": [-1, 0, 1]}),
+        plots.rounding_errors({"4 bits": [(0.5, 20), (1, 12)]}),
         plots.lines(
             {"a": [(50, 80), (3, 60)], "b": [(50, 80, 78, 82)]},
             xlabel="left",

@@ -9,13 +9,21 @@ import torch
 from torch import nn
 
 from compresslab.assets import DATA
+from compresslab.quantization.affine import fake_quantize, quantize_tensor
+from compresslab.quantization.floats import FLOAT8_E4M3
+from compresslab.quantization.linear import PackedLinear
 from compresslab.storage import save
 from compresslab.widgets import (
+    error_picture,
     explore_memory,
+    explore_quantization,
+    explore_rounding,
     explore_sparsity,
     explore_structure,
     mask_picture,
     memory_report,
+    quantization_report,
+    rounding_report,
     sparsity_report,
     structure_picture,
     structure_report,
@@ -149,3 +157,59 @@ def test_every_picture_says_what_it_shows_and_every_control_has_a_name(explorer)
     assert explorer.name
     for img in re.findall("<img[^>]*>", explorer.shown.value):
         assert len(re.search('alt="([^"]*)"', img)[1]) > 40
+
+
+FORMATS = {"float8": FLOAT8_E4M3.round, "whole": torch.round}
+
+
+def test_the_rounding_explorer_prints_the_nearest_number_and_how_far_it_is():
+    weights = torch.tensor([3.3, -0.7])
+    text = rounding_report(weights, 0, "whole", FORMATS)
+    assert "3.3 becomes <b>3</b> in whole: off by 9.1 %" in text
+    assert "<th>▶ whole<td>3<td>" in text
+    assert "<th>float8<td>3.25<td>" in text
+
+
+def test_the_rounding_explorer_answers_every_control():
+    explorer = explore_rounding(torch.tensor([3.3, -0.7]), FORMATS)
+    for name, value, printed in [("format", "whole", "in whole"), ("weight", 1, "-0.7 becomes")]:
+        assert printed not in explorer.shown.value
+        explorer.controls[name].value = value
+        assert printed in explorer.shown.value
+
+
+WEIGHT = torch.randn(16, 64, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_quantization_explorer_prints_the_bits_that_a_packed_layer_has():
+    for granularity, groups in [("tensor", 1), ("channel", 16), (32, 32)]:
+        text = quantization_report(WEIGHT, bits=4, granularity=granularity, symmetric=False)
+        layer = PackedLinear(quantize_tensor(WEIGHT, bits=4, granularity=granularity))
+        bits = 8 * (layer.codes.nbytes + layer.scale.nbytes) / WEIGHT.numel()
+        bits += 4 * groups / WEIGHT.numel()
+        assert float(re.search(r"<b>([\d.]+)</b>", text)[1]) == pytest.approx(bits, abs=0.005)
+        assert f"{groups} for 1,024 weights" in text
+    assert "3 of 3" in quantization_report(WEIGHT, bits=2, granularity=32, symmetric=True)
+
+
+def test_the_error_picture_is_brighter_with_fewer_bits():
+    def brightness(bits: int) -> float:
+        picture = error_picture(WEIGHT, bits=bits, granularity="channel", symmetric=False)
+        return pixels(picture)[..., :3].mean()
+
+    assert brightness(8) < brightness(4) < brightness(2)
+    error = (WEIGHT - fake_quantize(WEIGHT, bits=2)).abs() / quantize_tensor(
+        WEIGHT, bits=4
+    ).scale.median()
+    share = error.mean()
+    assert f"{share:.0%} of that" in error_picture(
+        WEIGHT, bits=2, granularity="channel", symmetric=False
+    )
+
+
+def test_the_quantization_explorer_answers_every_control():
+    explorer = explore_quantization(WEIGHT)
+    for name, value in [("bits", 2), ("granularity", 32), ("symmetric", True)]:
+        before = explorer.shown.value
+        explorer.controls[name].value = value
+        assert explorer.shown.value != before

@@ -112,7 +112,7 @@ def roofline(
         ylabel="10⁹ operations a second",
     )  # fmt: skip
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_minor_formatter("")
     axes.set_ylim(0.06 * bandwidth / 1e9, 2 * peak_flops / 1e9)
     axes.text(0.11, 2.2 * bandwidth / 1e9, "bound by memory", fontsize=11)
@@ -289,6 +289,52 @@ def by_layer(values: dict[str, float], *, label: str, form: str, vmin: float, vm
     return figure
 
 
+# ---------------------------------------------------------------- lecture 3
+
+
+def number_formats(
+    ranges: dict[str, tuple[float, float, int]], grids: dict[str, Sequence[float]]
+) -> Figure:
+    """What formats can represent: their ranges in powers of ten, and every number near zero.
+
+    Args:
+        ranges: format -> smallest and largest number above zero, and numbers for each doubling.
+        grids: format -> all its numbers, scaled to [-1, 1].
+    """
+    figure, (left, right) = new(12.5, 4.6, columns=2, width_ratios=(1, 1.25))
+    for i, (low, high, steps) in enumerate(ranges.values()):
+        left.barh(-i, math.log10(high / low), left=math.log10(low), height=0.5, color=COLOURS[i])
+        left.text(math.log10(high) + 2, -i, f"{steps:,}", va="center")
+    left.set_yticks([-i for i in range(len(ranges))], ranges)
+    left.set(xlabel="smallest to largest number, power of ten", xlim=(-48, 60), ylabel="format")
+    left.set_title("range, and how many numbers in each doubling", fontsize=13)
+    for i, values in enumerate(grids.values()):
+        right.vlines(values, -i - 0.32, -i + 0.32, color=COLOURS[i], lw=1.3)
+    right.set_yticks([-i for i in range(len(grids))], grids)
+    right.set(xlabel="every number, the largest scaled to 1", xlim=(-1.04, 1.04))
+    for axes in (left, right):
+        axes.grid(axis="y", visible=False)
+    return figure
+
+
+def rounding_errors(curves: dict[str, list[tuple[float, float]]]) -> Figure:
+    """Squared error of a tensor against where its range is clipped: clipping and rounding apart.
+
+    Args:
+        curves: label -> points (where it is clipped as a fraction of the largest, error).
+    """
+    figure, axes = new(9, 4.3)
+    for i, (label, points) in enumerate(curves.items()):
+        axes.plot(*zip(*points, strict=True), ("-", "--", ":")[i % 3], label=label)
+    axes.set(xlabel="range, as a fraction of the largest weight", ylabel="error, % of the weights")
+    axes.set(yscale="log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.legend(fontsize=12)
+    return figure
+
+
 # ---------------------------------------------------------------- every lecture
 
 
@@ -318,9 +364,9 @@ def lines(
         )  # fmt: skip
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(matplotlib.ticker.NullLocator())
+        axes.xaxis.set_minor_locator(NullLocator())
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(fontsize=11)
     return figure

@@ -1,6 +1,7 @@
 """The interactive explorers of the lectures."""
 
 import math
+from collections.abc import Callable
 from html import escape
 
 import ipywidgets
@@ -12,6 +13,7 @@ from .assets import DATA
 from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_bytes
 from .explorer import Explorer, picture
 from .pruning.masks import keep_largest
+from .quantization.affine import fake_quantize, quantize_tensor
 
 
 def explore_memory() -> Explorer:
@@ -162,6 +164,100 @@ def structure_report(weight: Tensor, run: dict, *, neurons: bool) -> str:
         "operations": _bar(1 - removed if neurons else 1.0),
         "speed": f"{run['speedup']:.2f} times the dense model's",
         "accuracy": f"<b>{100 * run['value']:.1f} %</b> ({accuracy})",
+    }
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return f"<div><table>{cells}</table></div>"
+
+
+def explore_rounding(weights: Tensor, formats: dict[str, Callable[[Tensor], Tensor]]) -> Explorer:
+    """A weight and a format -> the nearest number that the format has, and how far it is off.
+
+    Args:
+        weights: a few real weights (n,).
+        formats: name -> rounds a tensor to the format.
+    """
+    controls = {
+        "weight": _slider("a weight", [(f"{w:.6g}", i) for i, w in enumerate(weights.tolist())]),
+        "format": ipywidgets.ToggleButtons(options=list(formats), description="format"),
+    }
+
+    def answer(weight: int, format: str) -> str:
+        return rounding_report(weights, weight, format, formats)
+
+    return Explorer("What is left of a weight?", controls, answer)
+
+
+def rounding_report(
+    weights: Tensor, index: int, chosen: str, formats: dict[str, Callable[[Tensor], Tensor]]
+) -> str:
+    """The explorer's answer as HTML: the weight in every format, the chosen one marked."""
+    weight, lines = float(weights[index]), []
+    for name, rounds in formats.items():
+        rounded = float(rounds(weights)[index])
+        off = abs(rounded - weight) / abs(weight)
+        mark = "▶ " if name == chosen else ""
+        lines.append(f"<tr><th>{mark}{name}<td>{rounded:.7g}<td>{_bar(off)}")
+    rounded = float(formats[chosen](weights)[index])
+    return (
+        f"<div><p>{weight:.7g} becomes <b>{rounded:.7g}</b> in {chosen}: off by "
+        f"{100 * abs(rounded - weight) / abs(weight):.2g} %</p>"
+        f"<table><tr><th>format<th>nearest number<th>off by{''.join(lines)}</table></div>"
+    )
+
+
+def explore_quantization(weight: Tensor) -> Explorer:
+    """Bits, group and zero point -> a matrix's error map, its bytes, and the size of the error.
+
+    Args:
+        weight: a matrix (out_features, in_features).
+    """
+    groups = ["tensor", "channel", *(g for g in (128, 64, 32) if weight.shape[1] % g == 0)]
+    controls = {
+        "bits": _slider("bits", [8, 6, 4, 3, 2], value=4),
+        "granularity": _slider(
+            "numbers that share a scale",
+            [(f"a {g}" if isinstance(g, str) else f"{g} of a row", g) for g in groups],
+            value="channel",
+        ),
+        "symmetric": ipywidgets.ToggleButtons(
+            options=[("asymmetric", False), ("symmetric", True)], description="range"
+        ),
+    }
+
+    def answer(**choice) -> str:
+        return error_picture(weight, **choice) + quantization_report(weight, **choice)
+
+    return Explorer("Where does the error go?", controls, answer)
+
+
+def error_picture(weight: Tensor, *, size: int = 64, **options) -> str:
+    """The top left corner of the rounding error as <img>; yellow is the step of 4 bits a row."""
+    step = quantize_tensor(weight, bits=4).scale.median()
+    error = (weight.detach() - fake_quantize(weight.detach(), **options)).abs()[:size, :size]
+    colours = matplotlib.colormaps["cividis"]((error / step).clamp(max=1).numpy())
+    return picture(
+        colours,
+        alt=f"Rounding errors of {error.shape[0]} rows and {error.shape[1]} columns: dark is "
+        f"small, yellow {step:.2g} or more; {error.mean() / step:.0%} of that on average.",
+    )
+
+
+def quantization_report(
+    weight: Tensor, *, bits: int, granularity: str | int, symmetric: bool
+) -> str:
+    """The explorer's answer as HTML: bits a weight with scales, error of the weights."""
+    quantized = quantize_tensor(weight, bits=bits, granularity=granularity, symmetric=symmetric)
+    overhead = len(quantized.scale) * (16 + (0 if symmetric else bits)) / weight.numel()
+    error = ((weight - quantized.dequantize()).norm() / weight.norm()).item()
+    most = max(1, 2**bits - symmetric)
+    used = quantized.codes.unique().numel()
+    lines = {
+        "bits a weight": f"{bits} + {overhead:.3g} for scales"
+        f"{'' if symmetric else ' and zero points'} = <b>{bits + overhead:.3g}</b>",
+        "bytes": _bar((bits + overhead) / 32) + " of float32's",
+        "scales": f"{len(quantized.scale):,} for {weight.numel():,} weights",
+        "codes used": f"{used} of {most}",
+        "error": f"{_bar(error)} of the weights' size",
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"

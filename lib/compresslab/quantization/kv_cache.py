@@ -74,7 +74,9 @@ class Packed:
 
 
 def quantize_keys(keys: Tensor, *, bits: int, group_size: int = 32) -> Packed:
-    """Keys (batch, heads, time, dim) by channel; `group_size` divides time. See `quantize_values`."""
+    """Keys (batch, heads, time, dim) by channel; `group_size` divides time; else as
+    `quantize_values`.
+    """
     return _quantize(keys.transpose(2, 3), bits, group_size, by_channel=True)
 
 
