@@ -6,7 +6,7 @@ from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaModel
 
 from compresslab.pruning.sparsegpt import collect_hessians
-from compresslab.quantization.affine import fake_quantize, quantize_tensor
+from compresslab.quantization.affine import affine_parameters, fake_quantize, quantize_tensor
 from compresslab.quantization.awq import (
     awq,
     awq_,
@@ -102,6 +102,16 @@ def test_a_narrowed_range_is_the_best_of_ten_for_every_group():
             (low[i].item(), high[i].item()), (best.min().item(), best.max().item())
         )
     assert narrowed
+
+
+def test_ranges_are_narrowed_for_the_inputs_that_are_left_after_the_division():
+    weight, x = problem()
+    quantized, scale = awq(weight, x.abs().mean(0), x.T @ x, **OPTIONS)
+    low, high = narrow_range(
+        (weight * scale).view(-1, 16), bits=3, symmetric=False, hessian=(x / scale).T @ (x / scale)
+    )
+    expected, _ = affine_parameters(low, high, bits=3)
+    torch.testing.assert_close(quantized.scale, expected)
 
 
 def test_the_layer_divides_its_input_and_computes_the_function():

@@ -111,6 +111,13 @@ def test_a_layer_is_int8_and_a_scale_a_row():
     assert sum(t.nbytes for t in layer.state_dict().values()) == 24 * 64 + 4 * 24 + 4 * 24
 
 
+def test_the_layer_s_threshold_is_the_one_it_was_given():
+    x, weight = problem()
+    for threshold in (3.0, float("inf")):
+        expected = llm_int8_matmul(x, int8(weight), threshold=threshold)
+        assert torch.equal(LLMInt8Linear(int8(weight), threshold=threshold)(x), expected)
+
+
 def test_layers_of_a_model_are_replaced_and_no_others():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 2))

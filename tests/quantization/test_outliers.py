@@ -12,10 +12,12 @@ from compresslab.quantization.outliers import (
 
 
 class Reader(nn.Module):
-    def __init__(self):
+    """Reads its inputs by a table, or as they are."""
+
+    def __init__(self, embed=None):
         super().__init__()
         torch.manual_seed(0)
-        self.embed = nn.Embedding(10, 8)
+        self.embed = embed or nn.Embedding(10, 8)
         self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 3)
 
     def forward(self, input_ids):
@@ -51,36 +53,19 @@ def test_statistics_are_those_of_all_tokens_together(collect, expected):
 
 
 def test_the_threshold_itself_counts():
-    model = nn.Sequential(nn.Linear(3, 1, bias=False))
-    shares = collect_shares(lambda_model(model), [torch.tensor([[6.0, -6.0, 5.9]])])
-    assert shares["inner.0"].tolist() == [1, 1, 0]
-
-
-def lambda_model(inner):
-    """A model that reads its inputs as they are, and not by a table."""
-
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.inner = inner
-
-        def forward(self, input_ids):
-            return self.inner(input_ids)
-
-    return Model()
+    x = torch.tensor([[6.0, -6.0, 5.9, -5.9, 7, 0, 0, 0]])
+    shares = collect_shares(Reader(embed=nn.Identity()), [x])
+    assert shares["first"].tolist() == [1, 1, 0, 0, 1, 0, 0, 0]
 
 
 def test_an_outlier_is_one_in_a_quarter_of_the_layers_and_six_percent_of_the_tokens():
     # Four layers and four features: in one layer and few tokens, in one and many, in two and few.
-    shares = dict(
-        zip(
-            "abcd",
-            torch.tensor(
-                [[0.20, 0.24, 0.1, 0], [0, 0, 0.12, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-            ).unbind(),
-            strict=True,
-        )
-    )
+    shares = {
+        "first": torch.tensor([0.20, 0.24, 0.10, 0]),
+        "second": torch.tensor([0, 0, 0.12, 0]),
+        "third": torch.zeros(4),
+        "fourth": torch.zeros(4),
+    }
     (outlier,) = find_outliers(shares)
     assert (outlier.feature, outlier.layers) == (1, 0.25)
     assert outlier.tokens == pytest.approx(0.06)

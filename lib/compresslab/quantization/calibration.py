@@ -97,7 +97,8 @@ def _divergence(hist: Tensor, end: int, levels: int) -> Tensor:
     counts, places = (torch.bincount(level, w, minlength=levels) for w in (inside, full))
     q = full * (counts / places)[level].nan_to_num(0)
     p, q = p / p.sum(), q / q.sum()
-    return torch.where(p > 0, p * (p / q).log(), 0).sum()  # infinite where q lacks what p has
+    cost = torch.where(p > 0, p * (p / q).log(), 0).sum()  # infinite where q lacks what p has
+    return cost.nan_to_num(math.inf, math.inf)  # NaN where nothing lies inside
 
 
 def collect_ranges(

@@ -1,6 +1,6 @@
 """Int8 inference: inputs and weights are 8-bit integers, and so is the arithmetic between them.
 
-Source: Jacob et al. (2018), Quantization and Training of Neural Networks for Efficient
+Source: Jacob et al. (2017), Quantization and Training of Neural Networks for Efficient
 Integer-Arithmetic-Only Inference, arXiv:1712.05877, sections 2.2 to 2.4:
 
     x = s_x · (u - z),  W_j = s_j · w_j        y_j = s_x · s_j · Σ_k (u_k - z) · w_jk + b_j
@@ -21,13 +21,15 @@ of two neighbours in 16 bits, and what does not fit is cut off without a word: 2
 above 32,767, 2 · 255 · 63 is not. So a model computes the same everywhere.
 
 `Int8Linear` calls the one operator of torch that does all of this at once (from the library
-FBGEMM), where there is one; with `fused=False` it takes the steps written here, of which
-`int8_matmul` is fast on processors with AVX-512 VNNI only. Differs from the paper: a scale a row
-of the weight, and the output of a layer is float. The integers-only path is here as functions
-(`integer_linear`, `quantize_bias`, `requantize`), which round once where the paper's code rounds
-twice. Not included: operations between layers in integers.
+FBGEMM), where there is one: on x86, until torch drops it, as it has announced. With `fused=False`
+it takes the steps written here, of which `int8_matmul` is fast with AVX-512 VNNI only.
+
+Differs from the paper: a scale a row of the weight, and the output of a layer is float. The path of
+integers alone is here as functions (`integer_linear`, `quantize_bias`, `requantize`), which round
+once where the paper's code rounds twice. Not included: what lies between the layers, in integers.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
@@ -62,10 +64,9 @@ def int8_matmul(a: Tensor, b: Tensor) -> Tensor:
         )
     if torch.cpu._is_vnni_supported():
         return torch._int_mm(a, b)
-    total = a.new_zeros(a.shape[0], b.shape[1], dtype=torch.int32)
-    for part, other in zip(a.split(EXACT, 1), b.split(EXACT), strict=True):
-        total += (part.float() @ other.float()).int()
-    return total
+    pieces = zip(a.split(EXACT, 1), b.split(EXACT), strict=True)
+    sums = [(part.float() @ other.float()).int() for part, other in pieces]
+    return sum(sums[1:], sums[0])
 
 
 def integer_linear(
@@ -81,7 +82,7 @@ def integer_linear(
     """
     if row_sums is None:
         row_sums = weight.sum(1, dtype=torch.int32)
-    return int8_matmul(codes, weight.T) - zero_point * row_sums
+    return int8_matmul(codes, weight.T).sub_(zero_point * row_sums)
 
 
 def quantize_bias(bias: Tensor, input_scale: Tensor, weight_scale: Tensor) -> Tensor:
@@ -111,6 +112,21 @@ def requantize(total: Tensor, multiplier: Tensor, zero_point: int) -> Tensor:
     shift = 31 - exponent.long()
     rounded = (total.long() * fixed + (1 << (shift - 1))) >> shift
     return (rounded + zero_point).clamp(0, 255).to(torch.uint8)
+
+
+def has_operator() -> bool:
+    """Whether this torch has FBGEMM's linear layer (pytorch issue 184982 announces its end)."""
+    exists = hasattr(torch, "_make_per_channel_quantized_tensor")
+    return exists and torch.backends.quantized.engine in ("x86", "fbgemm")
+
+
+def pack_for_operator(codes: Tensor, scale: Tensor, bias: Tensor | None) -> torch.ScriptObject:
+    """The weight as FBGEMM's layer wants it: an object that no state dictionary can hold."""
+    zeros = torch.zeros(len(codes), dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the end of what is used here
+        weight = torch._make_per_channel_quantized_tensor(codes, scale.double(), zeros, 0)
+    return torch.ops.quantized.linear_prepack(weight, bias)
 
 
 class Int8Linear(nn.Module):
@@ -149,8 +165,7 @@ class Int8Linear(nn.Module):
         self.out_features, self.in_features = weight.codes.shape
         self.per_token, self.static = per_token, input_range is not None
         exact = weight.bits < 8 or torch.cpu._is_vnni_supported()
-        on_x86 = torch.backends.quantized.engine in ("x86", "fbgemm")
-        self.fused = fused and exact and on_x86 and not per_token
+        self.fused = fused and exact and not per_token and has_operator()
         self.register_buffer("codes", weight.codes)
         self.register_buffer("scale", weight.scale.flatten())
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
@@ -169,11 +184,7 @@ class Int8Linear(nn.Module):
         if self.static:
             self.input_parameters = self.input_scale.item(), self.input_zero_point.item()
         if self.fused:
-            zeros = torch.zeros(len(self.scale), dtype=torch.int64)
-            weight = torch._make_per_channel_quantized_tensor(
-                self.codes, self.scale.double(), zeros, 0
-            )
-            self.packed = torch.ops.quantized.linear_prepack(weight, self.bias)
+            self.packed = pack_for_operator(self.codes, self.scale, self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the dtype of `x`."""
@@ -199,7 +210,7 @@ class Int8Linear(nn.Module):
         codes = quantize(x, scale, zero_point, bits=8)
         total = integer_linear(codes, zero_point, self.codes, self.row_sums)
         y = total * (scale * self.scale)
-        return y if self.bias is None else y + self.bias
+        return y if self.bias is None else y.add_(self.bias)
 
     def extra_repr(self) -> str:
         kind = "static" if self.static else "per token" if self.per_token else "dynamic"
