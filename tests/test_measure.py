@@ -5,6 +5,7 @@ from fractions import Fraction
 from types import SimpleNamespace
 
 import pytest
+import small
 import torch
 from datasets import Dataset
 from scipy import stats
@@ -13,7 +14,6 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from compresslab import measure, storage
 from compresslab.measure import (
@@ -47,17 +47,7 @@ def language_model():
 
 @pytest.fixture(scope="module")
 def tiny_llama():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.5,
-    )
-    return LlamaForCausalLM(config).eval()
+    return small.llama(hidden_size=16, intermediate_size=24, initializer_range=0.5)
 
 
 # ---------------------------------------------------------------- size

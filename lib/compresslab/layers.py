@@ -13,21 +13,33 @@ def find_linears(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def own_linears(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, nn.Linear]:
-    """The linear layers to be replaced, by name.
+    """The linear layers to be replaced, by name; see `own_layers`."""
+    return own_layers(model, nn.Linear, names, what="linear layer")
+
+
+def own_layers(
+    model: nn.Module,
+    kind: type[nn.Module],
+    names: Iterable[str] | None = None,
+    *,
+    what: str | None = None,
+) -> dict[str, nn.Module]:
+    """The layers of a kind that are to be replaced, by name.
 
     Args:
-        names: of the layers; all linear layers if left out.
+        names: of the layers; all of this kind if left out.
+        what: the kind in words, for the message.
 
     Raises:
-        ValueError: `names` has what is no linear layer, or one whose weight another layer uses.
+        ValueError: `names` has what is of another kind, or one whose weight another layer uses.
     """
-    linears = find_linears(model)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
     parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
     chosen = {}
-    for name in linears if names is None else names:
-        if name not in linears:
-            raise ValueError(f"{type(model).__name__} has no linear layer {name!r}")
-        chosen[name] = linears[name]
+    for name in layers if names is None else names:
+        if name not in layers:
+            raise ValueError(f"{type(model).__name__} has no {what or kind.__name__} {name!r}")
+        chosen[name] = layers[name]
         if sum(p is chosen[name].weight for p in parameters) > 1:
             raise ValueError(f"{name} shares its weight with another layer: leave it out of names")
     return chosen
@@ -48,6 +60,33 @@ def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
     if owner is None or not child:
         raise ValueError(f"{type(model).__name__} has no submodule {name!r}")
     setattr(owner, child, new)
+
+
+def collect_inputs(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    measure: Callable[[Tensor], Tensor],
+    combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
+) -> dict[str, Tensor]:
+    """`measure` of what every linear layer reads in a batch, `combine`d over all batches.
+
+    Args:
+        batches: token numbers (windows, time).
+        measure: of x (tokens, in_features) float32.
+
+    Returns:
+        name of a layer -> what was measured.
+    """
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, x: Tensor) -> None:
+        new = measure(x.float())
+        found[name] = combine(found[name], new) if name in found else new
+
+    with observe_inputs(model, see):
+        for batch in batches:
+            model(input_ids=batch)
+    return found
 
 
 @contextmanager

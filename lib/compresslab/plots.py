@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -318,19 +319,18 @@ def number_formats(
 
 
 def rounding_errors(curves: dict[str, list[tuple[float, float]]]) -> Figure:
-    """Squared error of a tensor against where its range is clipped: clipping and rounding apart.
+    """Error of a tensor against where its range is clipped.
 
     Args:
-        curves: label -> points (where it is clipped as a fraction of the largest, error).
+        curves: label -> points (where it is clipped as a fraction of the largest, error in % of
+            the tensor's size).
     """
     figure, axes = new(9, 4.3)
     for i, (label, points) in enumerate(curves.items()):
         axes.plot(*zip(*points, strict=True), ("-", "--", ":")[i % 3], label=label)
     axes.set(xlabel="range, as a fraction of the largest weight", ylabel="error, % of the weights")
     axes.set(yscale="log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_locator(NullLocator())
+    _plain_numbers(axes.yaxis, 1, 3)
     axes.legend(fontsize=12)
     return figure
 
@@ -364,12 +364,17 @@ def lines(
         )  # fmt: skip
     if log:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        _plain_numbers(axes.xaxis, 1, 2, 5)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(fontsize=11)
     return figure
+
+
+def _plain_numbers(axis: Axis, *steps: int) -> None:
+    """Ticks of a logarithmic axis at these steps of each power of ten, written out."""
+    axis.set_major_locator(LogLocator(subs=steps))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_locator(NullLocator())
 
 
 def percent(estimate: dict) -> tuple[float, float, float]:
@@ -404,10 +409,7 @@ def pareto(rows: Sequence[dict], *, batch_size: int = 32, whole: bool = False) -
             axes.plot(x, y, MARKERS[k], ms=9, color=COLOURS[k], label=f"{i + 1}  {rows[i]['name']}")
         axes.set_xscale("log")
         axes.margins(x=0.12)
-        if not whole:
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
-        axes.xaxis.set_major_formatter("{x:,g}")
-        axes.xaxis.set_minor_locator(NullLocator())
+        _plain_numbers(axes.xaxis, *((1,) if whole else (1, 2, 3, 5)))
         _number(axes, xy, [str(i + 1) for i in near])
     panels[0].set(xlabel="megabytes on disk (better to the left)", ylabel="accuracy on test, %")
     panels[1].set(xlabel=f"speed-up at batch {batch_size} (better to the right)")
@@ -430,6 +432,7 @@ def _number(axes: Axes, points: Sequence[tuple[float, float]], labels: Sequence[
     sides = np.array([(13, 9), (13, -9), (-13, 9), (-13, -9)]) * axes.figure.dpi / 72
     written: list[np.ndarray] = []
     for i, (place, point, label) in enumerate(zip(places, points, labels, strict=True)):
+        # One of them far away, for a point that is alone.
         others = np.array([*places[:i], *places[i + 1 :], *written, place + 1e4])
         side = max(sides, key=lambda side: np.hypot(*(place + side - others).T).min())
         written.append(place + side)

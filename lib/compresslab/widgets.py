@@ -191,17 +191,18 @@ def rounding_report(
     weights: Tensor, index: int, chosen: str, formats: dict[str, Callable[[Tensor], Tensor]]
 ) -> str:
     """The explorer's answer as HTML: the weight in every format, the chosen one marked."""
-    weight, lines = float(weights[index]), []
-    for name, rounds in formats.items():
-        rounded = float(rounds(weights)[index])
-        off = abs(rounded - weight) / abs(weight)
-        mark = "▶ " if name == chosen else ""
-        lines.append(f"<tr><th>{mark}{name}<td>{rounded:.7g}<td>{_bar(off)}")
-    rounded = float(formats[chosen](weights)[index])
+    weight = float(weights[index])
+    nearest = {name: float(rounds(weights)[index]) for name, rounds in formats.items()}
+    off = {name: abs(rounded - weight) / abs(weight) for name, rounded in nearest.items()}
+    marks = {name: "▶ " if name == chosen else "" for name in formats}
+    lines = "".join(
+        f"<tr><th>{marks[name]}{name}<td>{nearest[name]:.7g}<td>{_bar(off[name])}"
+        for name in formats
+    )
     return (
-        f"<div><p>{weight:.7g} becomes <b>{rounded:.7g}</b> in {chosen}: off by "
-        f"{100 * abs(rounded - weight) / abs(weight):.2g} %</p>"
-        f"<table><tr><th>format<th>nearest number<th>off by{''.join(lines)}</table></div>"
+        f"<div><p>{weight:.7g} becomes <b>{nearest[chosen]:.7g}</b> in {chosen}: off by "
+        f"{100 * off[chosen]:.2g} %</p>"
+        f"<table><tr><th>format<th>nearest number<th>off by{lines}</table></div>"
     )
 
 
@@ -249,14 +250,13 @@ def quantization_report(
     quantized = quantize_tensor(weight, bits=bits, granularity=granularity, symmetric=symmetric)
     overhead = len(quantized.scale) * (16 + (0 if symmetric else bits)) / weight.numel()
     error = ((weight - quantized.dequantize()).norm() / weight.norm()).item()
-    most = max(1, 2**bits - symmetric)
     used = quantized.codes.unique().numel()
     lines = {
         "bits a weight": f"{bits} + {overhead:.3g} for scales"
         f"{'' if symmetric else ' and zero points'} = <b>{bits + overhead:.3g}</b>",
         "bytes": _bar((bits + overhead) / 32) + " of float32's",
         "scales": f"{len(quantized.scale):,} for {weight.numel():,} weights",
-        "codes used": f"{used} of {most}",
+        "codes used": f"{used} of {2**bits - symmetric}",
         "error": f"{_bar(error)} of the weights' size",
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())

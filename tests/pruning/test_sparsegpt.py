@@ -1,4 +1,5 @@
 import pytest
+import small
 import torch
 from torch import nn
 
@@ -7,10 +8,7 @@ from compresslab.pruning.sparsegpt import collect_hessians, prune_sparsegpt_, sp
 
 
 def problem(rows=5, columns=12, tokens=200, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.eye(columns) + 0.5 * torch.rand(columns, columns, generator=generator)
-    x = torch.randn(tokens, columns, generator=generator) @ mix  # correlated inputs
-    return torch.randn(rows, columns, generator=generator), x
+    return small.layer(rows, columns, tokens, seed)
 
 
 def error(weight, pruned, x):

@@ -1,9 +1,9 @@
 import copy
 
 import pytest
+import small
 import torch
 from torch.nn import functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from compresslab.layers import find_linears
 from compresslab.pruning.sparsegpt import collect_hessians
@@ -13,10 +13,7 @@ from compresslab.quantization.linear import PackedLinear, pack_linears_
 
 
 def problem(rows=6, columns=32, tokens=200, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    mix = torch.eye(columns) + 0.5 * torch.rand(columns, columns, generator=generator)
-    x = torch.randn(tokens, columns, generator=generator) @ mix  # correlated inputs
-    return torch.randn(rows, columns, generator=generator), x
+    return small.layer(rows, columns, tokens, seed)
 
 
 def error(weight, quantized, x):
@@ -174,18 +171,12 @@ def test_bad_input_is_named():
 
 @pytest.fixture(scope="module", params=["sdpa", "eager"])  # without and with a mask
 def llama(request):
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return small.llama(
         attn_implementation=request.param,
-        vocab_size=50,
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         initializer_range=0.1,
     )
-    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,8 @@
 import pytest
+import small
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.cache_utils import DynamicCache
 
 from compresslab.quantization.kv_cache import (
@@ -20,20 +20,13 @@ def numbers(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def model():
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=50,
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=HEADS,
-            initializer_range=0.2,
-            pad_token_id=0,
-            eos_token_id=49,
-        )
-        return LlamaForCausalLM(config).eval()
+    return small.llama(
+        hidden_size=64,
+        intermediate_size=64,
+        initializer_range=0.2,
+        pad_token_id=0,
+        eos_token_id=49,
+    )
 
 
 @pytest.fixture

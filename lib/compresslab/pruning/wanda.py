@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
-from ..layers import find_linears, observe_inputs
+from ..layers import collect_inputs, find_linears
 from .masks import keep_largest_in_rows, keep_n_of_m
 
 
@@ -31,14 +31,7 @@ def collect_norms(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tens
     Returns:
         name of a layer -> (in_features,) float32.
     """
-    squares: dict[str, Tensor] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        squares[name] = squares.get(name, 0) + x.float().square().sum(0)
-
-    with observe_inputs(model, see):
-        for batch in batches:
-            model(input_ids=batch)
+    squares = collect_inputs(model, batches, lambda x: x.square().sum(0))
     return {name: total.sqrt() for name, total in squares.items()}
 
 

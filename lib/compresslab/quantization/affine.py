@@ -64,6 +64,18 @@ def to_groups(x: Tensor, granularity: Granularity) -> Tensor:
     return x.reshape(-1, granularity)
 
 
+def row_group_size(columns: int, group_size: int | None) -> int:
+    """How many neighbours in a row of `columns` share a scale; all of them for None.
+
+    Raises:
+        ValueError: `group_size` does not divide the columns.
+    """
+    size = columns if group_size is None else group_size
+    if size < 1 or columns % size:
+        raise ValueError(f"group_size must divide {columns}, the columns, not {group_size}")
+    return size
+
+
 def min_max(groups: Tensor, *, bits: int, symmetric: bool) -> tuple[Tensor, Tensor]:
     """The whole range of each group: nothing is clipped. (groups, 1) each."""
     return groups.amin(1, keepdim=True), groups.amax(1, keepdim=True)

@@ -36,7 +36,15 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import observe_inputs
-from .affine import ChooseRange, Quantized, affine_parameters, dequantize, min_max, quantize
+from .affine import (
+    ChooseRange,
+    Quantized,
+    affine_parameters,
+    dequantize,
+    min_max,
+    quantize,
+    row_group_size,
+)
 from .linear import pack_linears_
 
 
@@ -237,9 +245,7 @@ def _prepare(
             f"hessian must have shape ({columns}, {columns}) for a weight of shape "
             f"{tuple(weight.shape)}, not {tuple(hessian.shape)}"
         )
-    size = columns if group_size is None else group_size
-    if size < 1 or columns % size:
-        raise ValueError(f"group_size must divide {columns}, the columns, not {group_size}")
+    size = row_group_size(columns, group_size)
     w, h = weight.detach().float().clone(), hessian.float().clone()
     dead = h.diagonal() == 0  # an input that is always zero: its weight does not matter
     h.diagonal().add_(damping * h.diagonal().mean())

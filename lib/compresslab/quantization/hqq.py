@@ -27,7 +27,7 @@ across rows (axis 0), quantized scales and zero points.
 import torch
 from torch import Tensor
 
-from .affine import Quantized, code_range, dequantize, min_max, quantize
+from .affine import Quantized, code_range, dequantize, min_max, quantize, row_group_size
 
 
 def hqq(
@@ -53,10 +53,7 @@ def hqq(
     """
     if not 0 < norm <= 1:
         raise ValueError(f"norm must be above 0 and at most 1, not {norm}")
-    columns = weight.shape[1]
-    size = columns if group_size is None else group_size
-    if size < 1 or columns % size:
-        raise ValueError(f"group_size must divide {columns}, the columns, not {group_size}")
+    size = row_group_size(weight.shape[1], group_size)
     w = weight.detach().float().reshape(-1, size)
     scale, zero_point = _start(w, bits)
     least, best = torch.inf, zero_point

@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..layers import replace_
+from ..layers import own_layers, replace_
 from .affine import Quantized, affine_parameters, min_max, quantize, quantize_tensor
 
 EXACT = 512  # products of 8-bit integers, whose sum float32 holds exactly: 255 · 128 · 512 < 2²⁴
@@ -129,6 +129,20 @@ def pack_for_operator(codes: Tensor, scale: Tensor, bias: Tensor | None) -> torc
     return torch.ops.quantized.linear_prepack(weight, bias)
 
 
+def check_rows(weight: Quantized) -> None:
+    """Refuse a weight (out_features, in_features) that is not int8 with a scale a row.
+
+    Raises:
+        ValueError: it is not.
+    """
+    rows = len(weight.codes)
+    if weight.codes.dtype != torch.int8 or weight.scale.shape != (rows, 1):
+        raise ValueError(
+            f"weight must have int8 codes and {rows} scales, one a row, not "
+            f"{weight.codes.dtype} and {len(weight.scale)}"
+        )
+
+
 class Int8Linear(nn.Module):
     """y = x · Ŵᵀ + bias, with Ŵ in int8 and x rounded to uint8.
 
@@ -154,12 +168,7 @@ class Int8Linear(nn.Module):
         fused: bool = True,
     ):
         super().__init__()
-        rows = len(weight.codes)
-        if weight.codes.dtype != torch.int8 or weight.scale.shape != (rows, 1):
-            raise ValueError(
-                f"weight must have int8 codes and {rows} scales, one a row, not "
-                f"{weight.codes.dtype} and {len(weight.scale)}"
-            )
+        check_rows(weight)
         if per_token and input_range is not None:
             raise ValueError("per_token measures ranges: leave out input_range")
         self.out_features, self.in_features = weight.codes.shape
@@ -292,14 +301,6 @@ def _replace_all_(
     make: Callable[[str, nn.Module], nn.Module],
 ) -> None:
     """Make all before any is put in place: a model is changed as a whole or not at all."""
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, kind)}
-    parameters = [p for m in model.modules() for p in m.parameters(recurse=False)]
-    new = {}
-    for name in layers if names is None else names:
-        if name not in layers:
-            raise ValueError(f"{type(model).__name__} has no {kind.__name__} {name!r}")
-        if sum(p is layers[name].weight for p in parameters) > 1:
-            raise ValueError(f"{name} shares its weight with another layer: leave it out of names")
-        new[name] = make(name, layers[name])
-    for name, layer in new.items():
+    layers = own_layers(model, kind, names)
+    for name, layer in [(name, make(name, old)) for name, old in layers.items()]:
         replace_(model, name, layer)

@@ -109,12 +109,20 @@ class PackedEmbedding(_Packed):
 
     def forward(self, ids: Tensor) -> Tensor:
         """int64 (…) to (…, width)."""
-        shape = (ids.numel(), self.groups // self.rows, self._size)
-        codes = unpack(self.codes.view(self.rows, -1)[ids.flatten()].flatten(), self.bits, shape)
-        scale, zero_point = (
-            t.view(self.rows, -1, 1)[ids.flatten()] for t in (self.scale, self._zero_points())
-        )
-        return dequantize(codes, scale, zero_point).view(*ids.shape, self.columns)
+        each = self.groups // self.rows
+        groups = each * ids.reshape(-1, 1) + torch.arange(each, device=ids.device)
+        codes = self.codes.view(self.rows, -1)[ids.flatten()].flatten()
+        codes = unpack(codes, self.bits, (*groups.shape, self._size))
+        zero_point = self.zero_point[groups] if not self.whole else self._whole_of(groups)
+        scale, zero_point = self.scale[groups], zero_point.float()
+        weight = dequantize(codes, scale[..., None], zero_point[..., None])
+        return weight.view(*ids.shape, self.columns)
+
+    def _whole_of(self, groups: Tensor) -> Tensor:
+        """The zero points of some groups, from the octets that they lie in."""
+        octets = self.zero_point.view(-1, self.bits)[groups // 8].flatten()
+        octets = unpack(octets, self.bits, (*groups.shape, 8))
+        return octets.gather(-1, groups[..., None] % 8)[..., 0]
 
 
 def pack_embedding_(

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..layers import own_linears, replace_
 from .affine import Quantized, quantize_tensor
+from .int8 import check_rows, int8_matmul
 
 
 def llm_int8_matmul(x: Tensor, weight: Quantized, *, threshold: float = 6.0) -> Tensor:
@@ -39,7 +40,7 @@ def llm_int8_matmul(x: Tensor, weight: Quantized, *, threshold: float = 6.0) -> 
     """
     outliers = (x.abs() >= threshold).any(0)
     inside = quantize_tensor(x.masked_fill(outliers, 0), bits=8, symmetric=True)
-    product = torch._int_mm(inside.codes, weight.codes.T)  # summed in int32
+    product = int8_matmul(inside.codes, weight.codes.T)
     y = product * (inside.scale * weight.scale.T)
     if outliers.any():
         y += x[:, outliers].float() @ (weight.codes[:, outliers] * weight.scale).T
@@ -59,12 +60,7 @@ class LLMInt8Linear(nn.Module):
 
     def __init__(self, weight: Quantized, bias: Tensor | None = None, *, threshold: float = 6.0):
         super().__init__()
-        rows = len(weight.codes)
-        if weight.codes.dtype != torch.int8 or weight.scale.shape != (rows, 1):
-            raise ValueError(
-                f"weight must have int8 codes and {rows} scales, a row one, not "
-                f"{weight.codes.dtype} and {len(weight.scale)}"
-            )
+        check_rows(weight)
         self.threshold = threshold
         self.out_features, self.in_features = weight.codes.shape
         self.register_buffer("codes", weight.codes)

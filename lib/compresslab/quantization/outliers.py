@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..layers import observe_inputs
+from ..layers import collect_inputs
 
 
 def collect_absmax(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def collect_absmax(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Ten
     Returns:
         name of a layer -> (in_features,) float32.
     """
-    return _collect(model, batches, lambda x: x.amax(0), torch.maximum)
+    return collect_inputs(model, batches, lambda x: x.abs().amax(0), torch.maximum)
 
 
 def collect_means(model: nn.Module, batches: Iterable[Tensor]) -> dict[str, Tensor]:
@@ -54,26 +54,10 @@ def _means(model: nn.Module, batches: Iterable[Tensor], measure: Callable) -> di
 
     def total(x: Tensor) -> Tensor:
         rows = x.new_full((1,), len(x), dtype=torch.float64)
-        return torch.cat([measure(x).sum(0, dtype=torch.float64), rows])
+        return torch.cat([measure(x.abs()).sum(0, dtype=torch.float64), rows])
 
-    sums = _collect(model, batches, total, torch.add)
+    sums = collect_inputs(model, batches, total)
     return {name: (s[:-1] / s[-1]).float() for name, s in sums.items()}
-
-
-def _collect(
-    model: nn.Module, batches: Iterable[Tensor], measure: Callable, combine: Callable
-) -> dict[str, Tensor]:
-    """`measure(|x|)` of every batch, one `combine`d with the next."""
-    found: dict[str, Tensor] = {}
-
-    def see(name: str, x: Tensor) -> None:
-        new = measure(x.float().abs())
-        found[name] = combine(found[name], new) if name in found else new
-
-    with observe_inputs(model, see):
-        for batch in batches:
-            model(input_ids=batch)
-    return found
 
 
 @dataclass(frozen=True)
