@@ -68,7 +68,7 @@ def collect_inputs(
     measure: Callable[[Tensor], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor] = torch.add,
 ) -> dict[str, Tensor]:
-    """`measure` of what every linear layer reads in a batch, `combine`d over all batches.
+    """What `measure` finds in the input of every linear layer, joined over batches by `combine`.
 
     Args:
         batches: token numbers (windows, time).
