@@ -80,6 +80,12 @@ def test_numbers_on_the_grid_and_equal_numbers_are_exact():
     torch.testing.assert_close(hqq(same, bits=3).dequantize(), same)
 
 
+def test_a_group_far_from_zero_and_hardly_wide_can_still_be_packed():
+    weight = 5 + torch.tensor([[1e-5], [1e-3]]) * torch.linspace(0, 1, 8)
+    layer = PackedLinear(hqq(weight, bits=3))
+    torch.testing.assert_close(layer.dequantize(), weight, rtol=0, atol=1e-2)
+
+
 def test_the_codes_can_be_packed_and_the_zero_points_are_kept():
     weight = 0.05 * heavy_tailed()
     quantized = hqq(weight, bits=3, group_size=64)

@@ -10,11 +10,14 @@ from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
 from compresslab import storage
+from compresslab.pruning.heads import remove_heads_
 from compresslab.quantization.affine import affine_parameters, quantize, quantize_tensor
 from compresslab.quantization.calibration import collect_ranges
 from compresslab.quantization.int8 import (
+    Int8BertLayer,
     Int8Embedding,
     Int8Linear,
+    fuse_bert_layers_,
     has_operator,
     int8_matmul,
     integer_linear,
@@ -277,6 +280,7 @@ def bert():
         num_attention_heads=4,
         intermediate_size=64,
         max_position_embeddings=16,
+        initializer_range=0.2,  # attention that is not the same everywhere
     )
     return BertForSequenceClassification(config).eval()
 
@@ -304,6 +308,25 @@ def test_a_classifier_in_int8_decides_as_before_with_padding_too(options):
     assert storage_bytes(model) < 0.4 * storage_bytes(dense)
 
 
+@pytest.mark.parametrize("options", [{}, {"fused": False}, {"per_token": True}, {"static": True}])
+def test_fused_layers_compute_what_the_layers_did(options):
+    model = bert()
+    remove_heads_(model, {0: [1, 3]})
+    ranges = collect_ranges(model, [batch()]) if options.pop("static", False) else None
+    quantize_linears_int8_(model, ranges, **options)
+    fused = copy.deepcopy(model)
+    fuse_bert_layers_(fused)
+    alone = {name: tensor[:1] for name, tensor in batch().items()}  # no padding, so no mask
+    for inputs in (batch(), alone):
+        with torch.no_grad():
+            torch.testing.assert_close(fused(**inputs).logits, model(**inputs).logits)
+    assert storage_bytes(fused) <= storage_bytes(model)
+    other = copy.deepcopy(fused)
+    other.load_state_dict(fused.state_dict())
+    with torch.no_grad():
+        assert torch.equal(other(**batch()).logits, fused(**batch()).logits)
+
+
 def storage_bytes(model):
     return sum(t.nbytes for t in model.state_dict().values())
 
@@ -328,6 +351,15 @@ def test_bad_input_is_named_and_the_model_is_left_as_it_was():
     with pytest.raises(ValueError, match="shares its weight"):
         quantize_linears_int8_(model)
     assert not any(isinstance(m, Int8Linear) for m in model.modules())
+    quantize_linears_int8_(model, names=["bert.encoder.layer.0.output.dense"])
+    with pytest.raises(ValueError, match=r"layer 0\.attention\.self\.query is not in int8"):
+        fuse_bert_layers_(model)
+    model = bert()
+    ranges = collect_ranges(model, [batch()])
+    quantize_linears_int8_(model, ranges | {"bert.encoder.layer.1.attention.self.key": (0.0, 1.0)})
+    with pytest.raises(ValueError, match="ranges must be the same"):
+        fuse_bert_layers_(model)
+    assert not any(isinstance(m, Int8BertLayer) for m in model.modules())
     with pytest.raises(ValueError, match="leave out input_range"):
         layer(linear(), per_token=True, input_range=(0.0, 1.0))
     with pytest.raises(ValueError, match="24 scales, one a row"):

@@ -102,7 +102,9 @@ def test_groups_that_come_later_are_appended(quantize):
 
 def test_equal_numbers_come_back_and_a_slice_does_no_harm():
     x = torch.full((1, 1, 16, 8), -0.75)
-    assert torch.equal(quantize_values(x, bits=2, group_size=8).dequantize(), x)
+    packed = quantize_values(x, bits=2, group_size=8)
+    assert torch.equal(packed.dequantize(), x)
+    assert (packed.scale == 1).all()
     wide = numbers(1, 4, 16, 16)
     part = wide[:, ::2, :, 8:]
     same = quantize_keys(part.contiguous(), bits=4, group_size=8).dequantize()
@@ -146,6 +148,7 @@ def test_however_they_arrive_the_window_is_exact_and_the_rest_is_packed_once(siz
         assert torch.equal(seen_keys[:, :, -k.shape[2] :], k)
         assert torch.equal(seen_keys[:, :, : past_keys.shape[2]], past_keys)
         assert torch.equal(seen_values[:, :, : past_keys.shape[2]], past_values)
+        nbytes = cache.nbytes
         past_keys, past_values = cache.update(k[:, :, :0], v[:, :, :0], 0)
     assert cache.get_seq_length() == time
     packed = max(0, (time - window) // 8 * 8)
@@ -157,7 +160,7 @@ def test_however_they_arrive_the_window_is_exact_and_the_rest_is_packed_once(siz
         old = quantize_values(values[:, :, :packed], bits=4, group_size=8)
         assert torch.equal(past_values[:, :, :packed], old.dequantize())
     numbers_of = 2 * 2 * HEADS * DIM  # of a token: keys and values, two texts
-    assert cache.nbytes == numbers_of * (packed * 4 // 8 + 4 * packed // 8 + 4 * (time - packed))
+    assert nbytes == numbers_of * (packed * 4 // 8 + 4 * packed // 8 + 4 * (time - packed))
 
 
 def test_generation_at_eight_bits_says_what_the_float_cache_says(model, ids):

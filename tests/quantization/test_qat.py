@@ -171,7 +171,7 @@ def trained(maker, **options):
     add_quantizers_(model, maker)
     whole = {"x": x, "y": teacher(x)}
     before = loss(model, whole).item()
-    train(model, batches, loss, epochs=40, learning_rate=5e-3, progress=False, **options)
+    train(model, batches, loss, epochs=15, learning_rate=5e-3, progress=False, **options)
     finish_(model)
     return before, loss(model, whole).item()
 
@@ -209,5 +209,10 @@ def test_bad_input_is_named():
     with pytest.raises(ValueError, match="Sequential has no quantizer"):
         finish_(model)
     add_quantizers_(model, lambda w: MinMax(bits=2))
-    with pytest.raises(ValueError, match="no linear layer without a quantizer"):
-        add_quantizers_(model, lambda w: MinMax(bits=2))
+    for odd in (model, nn.Sequential(nn.Tanh())):
+        with pytest.raises(ValueError, match="no linear layer, or one with a quantizer"):
+            add_quantizers_(odd, lambda w: MinMax(bits=2))
+    tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match="0 shares its weight with another layer"):
+        add_quantizers_(tied, lambda w: MinMax(bits=2))

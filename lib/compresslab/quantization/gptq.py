@@ -147,9 +147,8 @@ def gptq_model_(
 ) -> None:
     """Replace the linear layers of a Llama's blocks by packed ones, block after block, in place.
 
-    The inputs of a layer come from the blocks before it and, within its block, the layers before
-    it, as they are quantized by then. Beyond the model this holds one window's activations for
-    each of `windows`, and one Hessian. Embedding and output layer stay as they are.
+    The inputs of a block come from the blocks before it as they are quantized by then. Besides
+    the model, this holds the hidden states of all windows and the Hessians of one block.
 
     Args:
         windows: token numbers (windows, time), the calibration text.
@@ -166,9 +165,8 @@ def gptq_model_(
     with torch.no_grad():
         calls = _first_calls(model, blocks[0], windows.split(batch_size))
         for i, block in enumerate(blocks):
-            for names in _stages(block, calls):
-                hessian = _hessian(block, names[0], calls)
-                pack_linears_(block, lambda _, w, h=hessian: gptq(w, h, **options), names)
+            hessians = _hessians(block, calls)
+            pack_linears_(block, lambda name, w, h=hessians: gptq(w, h[name], **options))
             calls = [(block(x, **others), others) for x, others in calls]
             if after_block is not None:
                 after_block(i + 1, len(blocks))
@@ -200,35 +198,17 @@ def _first_calls(model: nn.Module, first: nn.Module, batches: tuple[Tensor, ...]
     return calls
 
 
-def _stages(block: nn.Module, calls: list[Call]) -> list[list[str]]:
-    """The linear layers in the order in which they run; those that read one tensor are together."""
-    stages, last = [], None
+def _hessians(block: nn.Module, calls: list[Call]) -> dict[str, Tensor]:
+    hessians: dict[str, Tensor] = {}
 
     def see(name: str, x: Tensor) -> None:
-        nonlocal last
-        if last is None or x.data_ptr() != last.data_ptr():
-            stages.append([])
-        stages[-1].append(name)
-        last = x  # held, so that no other tensor takes its place in memory
-
-    x, others = calls[0]
-    with observe_inputs(block, see):
-        block(x, **others)
-    return stages
-
-
-def _hessian(block: nn.Module, name: str, calls: list[Call]) -> Tensor:
-    hessian = 0
-
-    def see(other: str, x: Tensor) -> None:
-        nonlocal hessian
-        if other == name:
-            hessian = hessian + x.T @ x
+        x = x.float()
+        hessians[name] = hessians.get(name, 0) + x.T @ x
 
     with observe_inputs(block, see):
         for x, others in calls:
             block(x, **others)
-    return hessian
+    return hessians
 
 
 def _grid(groups: Tensor, bits: int, choose: ChooseRange) -> tuple[Tensor, Tensor]:

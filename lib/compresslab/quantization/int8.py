@@ -29,13 +29,15 @@ integers alone is here as functions (`integer_linear`, `quantize_bias`, `requant
 once where the paper's code rounds twice. Not included: what lies between the layers, in integers.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ..layers import own_layers, replace_
+from ..layers import bert_layers, own_layers, replace_
 from .affine import Quantized, affine_parameters, min_max, quantize, quantize_tensor
 
 EXACT = 512  # products of 8-bit integers, whose sum float32 holds exactly: 255 · 128 · 512 < 2²⁴
@@ -292,6 +294,62 @@ def quantize_embeddings_int8_(model: nn.Module, names: Iterable[str] | None = No
         names,
         lambda name, e: Int8Embedding(quantize_tensor(e.weight, bits=8, symmetric=True)),
     )
+
+
+class Int8BertLayer(nn.Module):
+    """A layer of BERT with as few calls as it takes, and query, key and value as one product.
+
+    With one sentence a time, a call in Python costs as much as the arithmetic of a small layer. It
+    computes what the layer did, but gives back no attention weights and no hidden states.
+
+    Args:
+        layer: of transformers' BERT, its linear layers in int8; heads may have been removed.
+    """
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        attention, after = layer.attention.self, layer.attention.output
+        self.heads = attention.num_attention_heads
+        self.query_key_value = _join([attention.query, attention.key, attention.value])
+        self.project, self.norm = after.dense, after.LayerNorm
+        self.activation = layer.intermediate.intermediate_act_fn
+        self.up, self.down = layer.intermediate.dense, layer.output.dense
+        self.output_norm = layer.output.LayerNorm
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *_, **__) -> Tensor:
+        """(batch, time, dim) to the same; `mask` (batch, 1, 1 or time, time) or None."""
+        joined = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1)
+        query, key, value = joined.permute(2, 0, 3, 1, 4)  # (batch, heads, time, dim) each
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = self.norm(x + self.project(mixed.transpose(1, 2).flatten(2)))
+        return self.output_norm(x + self.down(self.activation(self.up(x))))
+
+
+def fuse_bert_layers_(model: nn.Module) -> None:
+    """Replace the layers of a BERT by Int8BertLayer, in place, after `quantize_linears_int8_`.
+
+    Raises:
+        ValueError: not a BERT, a linear layer of its encoder is not in int8, or query, key and
+            value have not the same range.
+    """
+    layers = bert_layers(model)
+    for name, module in layers.named_modules():
+        if isinstance(module, nn.Linear):
+            raise ValueError(f"layer {name} is not in int8")
+    for i, layer in enumerate([Int8BertLayer(layer) for layer in layers]):
+        layers[i] = layer
+
+
+def _join(layers: list[Int8Linear]) -> Int8Linear:
+    """One layer with the outputs of all, which read the same input."""
+    if len({layer.input_parameters for layer in layers}) > 1:
+        raise ValueError("query, key and value read one input: their ranges must be the same")
+    joined = copy.deepcopy(layers[0])
+    for part in ("codes", "scale", "bias"):
+        setattr(joined, part, torch.cat([getattr(layer, part) for layer in layers]))
+    joined.out_features = len(joined.codes)
+    joined._prepare()
+    return joined
 
 
 def _replace_all_(

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers import find_linears, replace_
+from ..layers import find_linears, own_linears, replace_
 from .affine import (
     Granularity,
     Quantized,
@@ -91,7 +91,8 @@ def lsq(x: Tensor, step: Tensor, *, bits: int) -> Tensor:
 
 
 class MinMax(nn.Module):
-    """The quantizer whose range is that of the weight as it is now, so that nothing is clipped."""
+    """The quantizer whose range is that of the weight as it is now: clipped is only what a rounded
+    zero point pushes out."""
 
     def __init__(self, *, bits: int, granularity: Granularity = "channel"):
         super().__init__()
@@ -146,11 +147,11 @@ def add_quantizers_(model: nn.Module, make: Callable[[Tensor], nn.Module]) -> No
         make: from a weight (out_features, in_features), its quantizer.
 
     Raises:
-        ValueError: no linear layer, or one that has a quantizer already.
+        ValueError: no linear layer, or one that has a quantizer already or shares its weight.
     """
-    linears = find_linears(model)
+    linears = own_linears(model)
     if not linears or any(parametrize.is_parametrized(linear) for linear in linears.values()):
-        raise ValueError(f"{type(model).__name__} has no linear layer without a quantizer")
+        raise ValueError(f"{type(model).__name__} has no linear layer, or one with a quantizer")
     for linear in linears.values():
         parametrize.register_parametrization(linear, "weight", make(linear.weight))
 

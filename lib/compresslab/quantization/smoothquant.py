@@ -19,9 +19,12 @@ connection, too, which must not change. So all other layers of a BERT divide the
 run (`ScaledInput`). Where the input comes from a residual addition the paper scales that branch,
 which is the same work.
 
-Differs from the paper: every linear layer of a block is smoothed, not just those behind a norm; an
-input that is always zero, or that no weight reads, keeps the scale 1. Not included: norms that
-multiply by 1 + weight (Gemma), and rounding itself.
+As in the paper, only inputs that come from a norm are smoothed, unless asked otherwise. At α = 0.5
+the largest value of a feature becomes √(max|X_j| · max|W_j|). Elsewhere there are outliers whose
+weights stand out even more than their inputs, and these stand out more than before.
+
+Differs from the paper: an input that is always zero, or that no weight reads, keeps the scale 1.
+Not included: norms that multiply by 1 + weight (Gemma), and rounding itself.
 """
 
 from dataclasses import dataclass
@@ -31,27 +34,30 @@ from torch import Tensor, nn
 
 from ..layers import replace_
 
-# Of each kind of block: what makes an input (None: nothing can take up a factor), who reads it.
+# Of each kind of block, in order: whether the input comes from a norm, the module that can be
+# divided in its place (None: there is none), and who reads it.
 BLOCKS = (
     (
-        ("input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-        ("self_attn.v_proj", ("self_attn.o_proj",)),
-        ("post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
-        ("mlp.up_proj", ("mlp.down_proj",)),
+        (True, "input_layernorm", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        (False, "self_attn.v_proj", ("self_attn.o_proj",)),
+        (True, "post_attention_layernorm", ("mlp.gate_proj", "mlp.up_proj")),
+        (False, "mlp.up_proj", ("mlp.down_proj",)),
     ),
     (
-        (None, ("attention.self.query", "attention.self.key", "attention.self.value")),
-        ("attention.self.value", ("attention.output.dense",)),
-        (None, ("intermediate.dense",)),
-        (None, ("output.dense",)),
+        (True, None, ("attention.self.query", "attention.self.key", "attention.self.value")),
+        (False, "attention.self.value", ("attention.output.dense",)),
+        (True, None, ("intermediate.dense",)),
+        (False, None, ("output.dense",)),
     ),
 )
 
 
 @dataclass(frozen=True)
 class Input:
-    """Linear layers that read the same input, and the module that can be divided in its place."""
+    """Linear layers that read the same input, whether it comes from a norm, and the module that
+    can be divided in its place."""
 
+    from_norm: bool
     source: str | None
     readers: tuple[str, ...]
 
@@ -65,7 +71,7 @@ def find_inputs(model: nn.Module) -> list[Input]:
     modules, inputs = dict(model.named_modules()), []
     for block in modules:
         for kind in BLOCKS:
-            if all(f"{block}.{name}" in modules for _, readers in kind for name in readers):
+            if all(f"{block}.{name}" in modules for *_, readers in kind for name in readers):
                 inputs += [_input(modules, block, *part) for part in kind]
     if not inputs:
         raise ValueError(f"{type(model).__name__} has no blocks of a Llama or a BERT")
@@ -73,14 +79,18 @@ def find_inputs(model: nn.Module) -> list[Input]:
 
 
 def _input(
-    modules: dict[str, nn.Module], block: str, source: str | None, readers: tuple[str, ...]
+    modules: dict[str, nn.Module],
+    block: str,
+    from_norm: bool,
+    source: str | None,
+    readers: tuple[str, ...],
 ) -> Input:
     readers = tuple(f"{block}.{name}" for name in readers)
     source = source and f"{block}.{source}"
     # Several query heads that share a key head read the same values, under different weights.
     if source and len(modules[source].weight) != modules[readers[0]].in_features:
         source = None
-    return Input(source, readers)
+    return Input(from_norm, source, readers)
 
 
 def smoothing_scale(absmax: Tensor, weight: Tensor, *, alpha: float = 0.5) -> Tensor:
@@ -119,18 +129,27 @@ def divide_output_(module: nn.Module, scale: Tensor) -> None:
             module.bias.div_(scale)
 
 
-def smooth_(model: nn.Module, absmax: dict[str, Tensor], *, alpha: float = 0.5) -> None:
-    """Smooth the inputs of all linear layers in the blocks of a Llama or a BERT, in place.
+def smooth_(
+    model: nn.Module,
+    absmax: dict[str, Tensor],
+    *,
+    alpha: float = 0.5,
+    everywhere: bool = False,
+) -> None:
+    """Smooth the inputs of linear layers in the blocks of a Llama or a BERT, in place.
 
     The model computes the same as before. A layer that now divides its input is called
     `NAME.linear`.
 
     Args:
         absmax: as `outliers.collect_absmax` gives it.
+        everywhere: all inputs, not those from a norm alone.
     """
     modules = dict(model.named_modules())  # as they are before any is wrapped
     with torch.no_grad():
         for each in find_inputs(model):
+            if not (each.from_norm or everywhere):
+                continue
             linears = [modules[name] for name in each.readers]
             weight = torch.cat([linear.weight for linear in linears])
             scale = smoothing_scale(absmax[each.readers[0]], weight, alpha=alpha)
