@@ -87,6 +87,9 @@ def test_lines_draw_every_point_and_interval_and_name_every_series():
     (bar,) = axes.containers[1].lines[2]
     assert bar.get_segments()[0].tolist() == [[1, 65], [1, 72]]
     assert {"1", "2"} <= {label.get_text() for label in axes.get_xticklabels()}
+    tall = plots.lines({"a": [(1, 3), (2, 300)]}, xlabel="x", ylabel="y", logy=True).axes[0]
+    assert {"5", "200"} <= {label.get_text() for label in tall.get_yticklabels()}
+    assert tall.get_xscale() == "linear"
 
 
 def test_a_number_for_every_layer_stands_where_the_layer_is():

@@ -1,3 +1,4 @@
+import math
 import re
 from base64 import b64decode
 from io import BytesIO
@@ -16,12 +17,14 @@ from compresslab.storage import save
 from compresslab.widgets import (
     error_picture,
     explore_memory,
+    explore_outliers,
     explore_quantization,
     explore_rounding,
     explore_sparsity,
     explore_structure,
     mask_picture,
     memory_report,
+    outlier_picture,
     quantization_report,
     rounding_report,
     sparsity_report,
@@ -151,6 +154,8 @@ def test_the_structure_explorer_answers_both_controls():
     explore_structure(torch.randn(12, 4), {
         kind: [removed(0.1), removed(0.4)] for kind in ("single weights", "neurons")
     }),
+    explore_quantization(torch.randn(8, 32)),
+    explore_outliers(torch.randn(8, 32), torch.randn(4, 32)),
 ])  # fmt: skip
 def test_every_picture_says_what_it_shows_and_every_control_has_a_name(explorer):
     assert all(control.description for control in explorer.controls.values())
@@ -213,3 +218,28 @@ def test_the_quantization_explorer_answers_every_control():
         before = explorer.shown.value
         explorer.controls[name].value = value
         assert explorer.shown.value != before
+
+
+def outliers():
+    x = torch.randn(20, 96, generator=torch.Generator().manual_seed(0)).clamp(-2.5, 2.5)
+    x[3, 7], x[5, 40] = 50.0, -20.0
+    return x
+
+
+def test_the_outlier_explorer_counts_what_stays_float_and_the_error_falls():
+    explorer = explore_outliers(outliers(), torch.randn(32, 96))
+    errors = []
+    for threshold, columns in [(math.inf, 0), (48, 1), (12, 2)]:
+        explorer.controls["threshold"].value = threshold
+        assert f"<b>{columns}</b> of 96" in explorer.shown.value
+        errors.append(float(re.search(r"<b>([\d.e-]+) %</b>", explorer.shown.value)[1]))
+    assert errors[0] > errors[1] > errors[2] > 0
+    assert [t for _, t in explorer.controls["threshold"].options][-2:] == [48, math.inf]
+
+
+def test_the_outlier_picture_marks_the_columns_that_stay_float():
+    image = pixels(outlier_picture(outliers(), 12, size=32))
+    red = (image[..., 0] > 0.8) & (image[..., 2] < 0.05) & (image[..., 1] < 0.5)
+    assert image.shape[:2] == (3, 32)
+    assert list(zip(*red.nonzero(), strict=True)) == [(0, 7), (1, 8)]
+    assert "2 of them" in outlier_picture(outliers(), 12)

@@ -345,13 +345,14 @@ def lines(
     ylabel: str,
     band: tuple[str, float, float] | None = None,
     log: bool = False,
+    logy: bool = False,
 ) -> Figure:
     """Points joined by lines, one marker, line and colour a series.
 
     Args:
         series: label -> points (x, y), or (x, y, low, high) with an interval.
         band: label, low and high of something to compare with, drawn behind.
-        log: the horizontal axis in powers.
+        log, logy: the horizontal axis, and the vertical one, in powers.
     """
     figure, axes = new(9, 4.5)
     if band is not None:
@@ -365,6 +366,9 @@ def lines(
     if log:
         axes.set_xscale("log")
         _plain_numbers(axes.xaxis, 1, 2, 5)
+    if logy:
+        axes.set_yscale("log")
+        _plain_numbers(axes.yaxis, 1, 2, 5)
     axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.legend(fontsize=11)
     return figure

@@ -7,6 +7,7 @@ from html import escape
 import ipywidgets
 import matplotlib
 import pandas as pd
+import torch
 from torch import Tensor
 
 from .assets import DATA
@@ -14,6 +15,7 @@ from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_byte
 from .explorer import Explorer, picture
 from .pruning.masks import keep_largest
 from .quantization.affine import fake_quantize, quantize_tensor
+from .quantization.llm_int8 import llm_int8_matmul
 
 
 def explore_memory() -> Explorer:
@@ -258,6 +260,63 @@ def quantization_report(
         "scales": f"{len(quantized.scale):,} for {weight.numel():,} weights",
         "codes used": f"{used} of {2**bits - symmetric}",
         "error": f"{_bar(error)} of the weights' size",
+    }
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return f"<div><table>{cells}</table></div>"
+
+
+def explore_outliers(x: Tensor, weight: Tensor) -> Explorer:
+    """A threshold -> what of a layer's input stays float in LLM.int8(), and what that gains.
+
+    Args:
+        x: inputs of the layer (tokens, in_features).
+        weight: its weight (out_features, in_features).
+    """
+    largest = x.abs().max().item()
+    thresholds = [t for t in (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if t < largest]
+    controls = {
+        "threshold": _slider(
+            "threshold",
+            [*((f"{t:g}", t) for t in thresholds), ("none", math.inf)],
+            value=math.inf,
+        )
+    }
+    codes = quantize_tensor(weight.detach(), bits=8, symmetric=True)
+    exact = x @ weight.detach().T
+
+    def answer(threshold: float) -> str:
+        y = llm_int8_matmul(x, codes, threshold=threshold)
+        error = ((y - exact).norm() / exact.norm()).item()
+        return outlier_picture(x, threshold) + outlier_report(x, threshold, error)
+
+    return Explorer("What has to stay in floating point?", controls, answer)
+
+
+def outlier_picture(x: Tensor, threshold: float, *, size: int = 64) -> str:
+    """The largest |x| of each column, the columns in order from the top left, as <img>: from dark
+    to yellow on a logarithmic scale up to the largest of all, outliers in red."""
+    peaks = x.abs().amax(0)
+    share = (peaks.clamp(min=0.1) / 0.1).log() / (peaks.max().clamp(min=0.2) / 0.1).log()
+    colours = torch.from_numpy(matplotlib.colormaps["cividis"](share.numpy()))
+    colours[peaks >= threshold] = torch.tensor([0.84, 0.37, 0.0, 1.0], dtype=colours.dtype)
+    colours = torch.cat([colours, torch.ones(-len(colours) % size, 4, dtype=colours.dtype)])
+    return picture(
+        colours.view(-1, size, 4).numpy(),
+        alt=f"{peaks.numel()} columns, each as bright as its largest number, up to "
+        f"{peaks.max():.3g}; {int((peaks >= threshold).sum())} of them are marked as outliers.",
+    )
+
+
+def outlier_report(x: Tensor, threshold: float, error: float) -> str:
+    """The explorer's answer as HTML: columns that stay float, the step of the others, the error."""
+    outliers = (x.abs() >= threshold).any(0)
+    inside = x.masked_fill(outliers, 0).abs().amax(1)
+    share = outliers.float().mean().item()
+    lines = {
+        "threshold": "none: all in int8" if math.isinf(threshold) else f"{threshold:g}",
+        "columns in float": f"<b>{int(outliers.sum())}</b> of {outliers.numel():,} ({share:.1%})",
+        "largest in int8": f"{inside.max():.3g}, step {inside.max() / 127:.2g}",
+        "error": f"<b>{100 * error:.2g} %</b> of the output's size",
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"

@@ -13,6 +13,7 @@ from compresslab.quantization.awq import (
     keep_salient,
     narrow_range,
     output_error,
+    scale_inputs_,
     search_scale,
 )
 from compresslab.quantization.linear import PackedLinear
@@ -168,6 +169,27 @@ def test_a_model_computes_with_the_weights_that_the_layers_alone_would_have(kind
     assert len(packed) == (12 if kind == "bert" else 14)
     divided = {"bert": 10, "llama": 0, "grouped": 2}[kind]
     assert sum(m.input_scale is not None for m in packed) == divided
+
+
+@pytest.mark.parametrize("kind", ["bert", "llama", "grouped"])
+def test_scaled_inputs_compute_the_same_and_rounding_gives_what_awq_would(kind):
+    model, ids = tiny(kind), torch.randint(50, (8, 9))
+    dense, whole = copy.deepcopy(model), copy.deepcopy(model)
+    means, hessians = collect_means(model, [ids]), collect_hessians(model, [ids])
+    scale_inputs_(model, means, hessians, **OPTIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(model(input_ids=ids)[0], dense(input_ids=ids)[0])
+    awq_(whole, means, hessians, **OPTIONS, clip=False)
+    compared = changed = 0
+    for name, layer in whole.named_modules():
+        if isinstance(layer, PackedLinear) and layer.input_scale is None:
+            weight = model.get_submodule(name).weight
+            compared += 1
+            changed += not torch.equal(weight, dense.get_submodule(name).weight)
+            expected = layer.dequantize()
+            torch.testing.assert_close(rounded(weight, **OPTIONS), expected, rtol=2e-3, atol=2e-3)
+    assert changed
+    assert compared == {"bert": 2, "llama": 14, "grouped": 12}[kind]
 
 
 def test_salient_channels_stay_and_the_others_are_rounded():

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from ..layers import replace_
 from .affine import Quantized, affine_parameters, dequantize, min_max, quantize, quantize_tensor
 from .linear import PackedLinear
-from .smoothquant import divide_output_, find_inputs
+from .smoothquant import Input, divide_output_, find_inputs
 
 
 def output_error(delta: Tensor, hessian: Tensor) -> Tensor:
@@ -149,22 +149,55 @@ def awq_(
         means: as `outliers.collect_means` gives them.
         hessians: as `sparsegpt.collect_hessians` gives them.
     """
-    inputs, scales = find_inputs(model), []
+    options = {"bits": bits, "group_size": group_size}
     with torch.no_grad():
-        for each in inputs:
-            first = each.readers[0]
-            weight = torch.cat([model.get_submodule(name).weight for name in each.readers])
-            options = {"bits": bits, "group_size": group_size}
-            scales.append(search_scale(weight, means[first], hessians[first], **options))
-            if each.source is not None:
-                divide_output_(model.get_submodule(each.source), scales[-1])
-        # Only now, since a layer that is the source of another's input was divided meanwhile.
-        for each, scale in zip(inputs, scales, strict=True):
+        found = _find_scales(model, means, hessians, **options)
+        _divide_sources_(model, found)
+        for each, scale in found:
             for name in each.readers:
                 linear = model.get_submodule(name)
                 weight = round_scaled(linear.weight, scale, hessians[name], clip=clip, **options)
                 own = scale if each.source is None else None
                 replace_(model, name, PackedLinear(weight, linear.bias, input_scale=own))
+
+
+def scale_inputs_(
+    model: nn.Module,
+    means: dict[str, Tensor],
+    hessians: dict[str, Tensor],
+    *,
+    bits: int,
+    group_size: int,
+) -> None:
+    """Enlarge weights as AWQ does and leave the rounding to another method, such as GPTQ, in place.
+
+    The model computes the same as before. Layers whose input no module can divide stay as they are.
+    Arguments as in `awq_`.
+    """
+    with torch.no_grad():
+        found = _find_scales(model, means, hessians, bits=bits, group_size=group_size)
+        _divide_sources_(model, found)
+        for each, scale in found:
+            for name in each.readers if each.source is not None else ():
+                model.get_submodule(name).weight.mul_(scale)
+
+
+def _find_scales(
+    model: nn.Module, means: dict[str, Tensor], hessians: dict[str, Tensor], **options
+) -> list[tuple[Input, Tensor]]:
+    found = []
+    for each in find_inputs(model):
+        first = each.readers[0]
+        weight = torch.cat([model.get_submodule(name).weight for name in each.readers])
+        found.append((each, search_scale(weight, means[first], hessians[first], **options)))
+    return found
+
+
+def _divide_sources_(model: nn.Module, found: list[tuple[Input, Tensor]]) -> None:
+    # Not while scales are searched, since some layers are read and are the source of another.
+    for each, scale in found:
+        if each.source is not None:
+            divide_output_(model.get_submodule(each.source), scale)
 
 
 def keep_salient(
