@@ -59,8 +59,8 @@ grade: $(VENV)/grade
 	@$(if $(FROM),,$(error What is to be graded? make grade FROM=folder-or-zip-file))
 	@$(BIN)/python -m compresslab.grading.grade '$(FROM)' $(OPTIONS)
 
-bench: $(VENV)/test assets
-	@for file in benchmarks/*.py; do $(BIN)/python $$file; done
+bench: $(VENV)/bench assets
+	@for file in benchmarks/*.py; do $(VENV)/bench/bin/python $$file; done
 
 # All that `make lab` fetches, in one folder, for a room without good wifi: see docs/instructors.md.
 # For laptops of another system, for example: OPTIONS='--platform win_amd64 --only-binary=:all:'
@@ -87,6 +87,15 @@ $(VENV)/lab $(VENV)/test $(VENV)/grade $(VENV)/site: $(VENV)/%: pyproject.toml c
 	@touch $@
 
 # For slides and site. Where there is no npm, the tests that need it are skipped and say so.
+# Peers that only benchmarks need, beside the environment: transformers imports torchao, if it is
+# there, and torchao prints warnings into every notebook.
+PEERS := onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 torchao==0.18.0
+$(VENV)/bench: $(VENV)/test Makefile
+	$(BIN)/python -m venv $@
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$(echo $@/lib/python*/site-packages)/course.pth
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
+	@touch $@
+
 $(NODE_MODULES): package-lock.json
 	@command -v npm > /dev/null || { echo 'npm is needed: install Node.js 20 or newer' >&2; exit 1; }
 	npm ci --silent --no-fund --no-audit

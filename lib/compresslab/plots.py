@@ -310,7 +310,9 @@ def number_formats(
     left.set(xlabel="smallest to largest number, power of ten", xlim=(-48, 60), ylabel="format")
     left.set_title("range, and how many numbers in each doubling", fontsize=13)
     for i, values in enumerate(grids.values()):
-        right.vlines(values, -i - 0.32, -i + 0.32, color=COLOURS[i], lw=1.3)
+        right.vlines(
+            values, -i - 0.32, -i + 0.32, color=COLOURS[i], lw=1.3 if len(values) < 99 else 0.6
+        )
     right.set_yticks([-i for i in range(len(grids))], grids)
     right.set(xlabel="every number, the largest scaled to 1", xlim=(-1.04, 1.04))
     for axes in (left, right):

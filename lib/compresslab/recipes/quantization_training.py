@@ -5,8 +5,10 @@
 Every run starts from the course's classifier, which also teaches, and has the same sentences, steps
 and loss; its embeddings stay as they are. The linear layers are rounded in the forward pass by a
 quantizer, with the straight-through estimator behind it. The same quantizers without training are
-the controls, and so is float32 trained on. Learning rates are those that did best on validation
-after one epoch, of 2e-4 and 5e-4 for what is rounded. About 35 minutes on two cores.
+the controls, and so is float32 trained on. About 35 minutes on two cores.
+
+At a learning rate of 5e-4 LSQ came to 79.7 % on validation, and had fallen to 70 % after the first
+epoch: so large a rate moves the float weights over too many boundaries at once.
 """
 
 import tempfile
@@ -29,7 +31,7 @@ from .pruning_sentiment import distillation, teacher_logits
 
 SEED = 0
 EPOCHS = 3
-LEARNING_RATE, FLOAT_RATE = 5e-4, 1e-4
+LEARNING_RATE, FLOAT_RATE = 2e-4, 1e-4
 # Name -> the quantizer of a weight, the layer that stores its codes, whether its steps train too.
 KINDS = {
     "2 bits, LSQ": (lambda w: LSQ(w, bits=2), PackedLinear, True),
@@ -39,7 +41,6 @@ KINDS = {
         False,
     ),
     "2 bits, min-max": (lambda w: MinMax(bits=2), PackedLinear, False),
-    "ternary, a scale a tensor": (lambda w: Ternary(), TernaryLinear, False),
 }
 
 
@@ -124,7 +125,7 @@ def main() -> None:
                     dense=dense,
                     data=reviews["test"],
                     tokenizer=tokenizer,
-                    note="packed, made float at every use",
+                    note="trained through the rounding; unpacked at every use",
                 )
             )
     figures = {"epochs": EPOCHS, "dense": vars(accuracy(correct)), "runs": runs}
