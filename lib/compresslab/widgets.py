@@ -273,14 +273,9 @@ def explore_outliers(x: Tensor, weight: Tensor) -> Explorer:
         weight: its weight (out_features, in_features).
     """
     largest = x.abs().max().item()
-    thresholds = [t for t in (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96) if t < largest]
-    controls = {
-        "threshold": _slider(
-            "threshold",
-            [*((f"{t:g}", t) for t in thresholds), ("none", math.inf)],
-            value=math.inf,
-        )
-    }
+    thresholds = [t for t in (96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 3, 2, 1.5) if t < largest]
+    options = [("none", math.inf), *((f"{t:g}", t) for t in thresholds)]
+    controls = {"threshold": _slider("threshold", options)}
     codes = quantize_tensor(weight.detach(), bits=8, symmetric=True)
     exact = x @ weight.detach().T
 
