@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from compresslab import recipes
-from compresslab.recipes import in_parallel, pruning_tuned
+from compresslab.recipes import in_parallel, pruning_tuned, quantization_latency
 from compresslab.recipes.pruning_sentiment import distillation
 
 
@@ -65,3 +65,39 @@ def test_the_smallest_of_those_that_lost_at_most_a_point_is_taken():
     assert pruning_tuned.smallest(runs) is runs[2]
     bad = [run(10, -0.05), run(30, -0.02), run(20, -0.03)]
     assert pruning_tuned.smallest(bad) is bad[1]
+
+
+class Peers(torch.nn.Module):
+    """Gives the logits it was made with, whatever it reads."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = torch.tensor(logits)
+
+    def forward(self, input_ids, attention_mask):
+        return self
+
+
+def test_a_peer_is_measured_only_if_it_decides_as_the_classifier_does(tmp_path):
+    classifier = Peers([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
+    batch = {"input_ids": torch.zeros(10, 3), "attention_mask": torch.ones(10, 3)}
+
+    def missing(classifier, folder):
+        raise ModuleNotFoundError("No module named 'peer'\nand so on")
+
+    def prepared(make):
+        return quantization_latency.prepare(make, classifier, tmp_path, batch)
+
+    near, far = Peers([[3.0, 1.0]] * 10), Peers([[0.0, 1.0]] * 10)
+    assert prepared(lambda classifier, folder: near) is near
+    assert "float32 for only 10% of" in prepared(lambda classifier, folder: far)
+    assert prepared(missing) == "ModuleNotFoundError: No module named 'peer'"
+
+
+def test_a_peer_too_slow_for_rounds_is_timed_once(monkeypatch):
+    times = {quantization_latency.FLOAT: 1.0, quantization_latency.OURS: 0.5, "slow": 9.0}
+    calls = {name: (lambda name=name: name) for name in times}
+    monkeypatch.setattr(quantization_latency, "seconds", lambda call: times[call()])
+    found = quantization_latency.compare(calls)
+    assert found["slow"] == {"once": 1 / 9}
+    assert found[quantization_latency.FLOAT]["speedup"]["value"] > 0

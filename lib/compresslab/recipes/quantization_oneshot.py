@@ -55,8 +55,8 @@ def main() -> None:
             hits = correct_answers(rounded(dense, **options), validation, tokenizer)
             runs.append(options | vars(accuracy(hits)))
             print(runs[-1], flush=True)
-    for bits in (4, 3):
-        for embedding_bits in (8, 4, 3, 2):
+    for bits in (6, 5, 4):
+        for embedding_bits in (8, 4, 3):
             options = {"bits": bits, "embedding_bits": embedding_bits}
             model = packed(dense, **options)
             hits = correct_answers(model, validation, tokenizer)
