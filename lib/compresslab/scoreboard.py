@@ -45,6 +45,7 @@ def row(
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     encoding: storage.Encoding = "dense",
+    parameters: int | None = None,
     note: str = "",
 ) -> dict:
     """Measure `model` for the scoreboard: quality on `data`, size, and speed against `dense`.
@@ -54,6 +55,7 @@ def row(
         dense: the float32 classifier, timed in the same rounds.
         data: the test split; the latency is measured on its first 32 sentences.
         encoding: how the file is stored, see `storage.save`.
+        parameters: how many there are; counted if left out. Codes of weights count as none.
         note: a few words that a reader of the table needs.
     """
     correct = correct_answers(model, data, tokenizer)
@@ -69,7 +71,7 @@ def row(
         "lecture": lecture,
         "correct": pack_bits(correct),
         "sentences": correct.numel(),
-        "parameters": count_parameters(model),
+        "parameters": parameters or count_parameters(model),
         "bytes": bytes_on_disk(model, encoding=encoding),
         "latency": latency,
         "note": note,

@@ -23,7 +23,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..corpora import load_articles, load_reviews, token_windows
 from ..layers import find_linears
-from ..measure import accuracy, compare_accuracy, correct_answers, perplexity
+from ..measure import accuracy, compare_accuracy, correct_answers, count_parameters, perplexity
 from ..models import load_classifier, load_language_model
 from ..quantization.affine import fake_quantize, min_max
 from ..quantization.awq import keep_salient
@@ -188,6 +188,7 @@ def main() -> None:
         dense=dense,
         data=reviews["test"],
         tokenizer=tokenizer,
+        parameters=count_parameters(dense),
         note="no training; products of integers",
     )
     figures = {

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..corpora import load_reviews
 from ..layers import find_linears
-from ..measure import accuracy, bytes_on_disk, compare_accuracy, correct_answers
+from ..measure import accuracy, bytes_on_disk, compare_accuracy, correct_answers, count_parameters
 from ..models import load_classifier
 from ..quantization.affine import fake_quantize, quantize_tensor
 from ..quantization.linear import pack_embedding_, pack_linears_
@@ -73,6 +73,7 @@ def main() -> None:
         dense=dense,
         data=reviews["test"],
         tokenizer=tokenizer,
+        parameters=count_parameters(dense),
         note="no training; unpacked at every use",
     )
     figures = {"dense": vars(accuracy(correct)), "runs": runs, "files": files, "best": options}

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..corpora import load_reviews
-from ..measure import accuracy, bytes_on_disk, correct_answers
+from ..measure import accuracy, bytes_on_disk, correct_answers, count_parameters
 from ..models import load_classifier
 from ..quantization.linear import PackedLinear
 from ..quantization.qat import LSQ, MinMax, add_quantizers_, finish_
@@ -125,6 +125,7 @@ def main() -> None:
                     dense=dense,
                     data=reviews["test"],
                     tokenizer=tokenizer,
+                    parameters=count_parameters(dense),
                     note="trained through the rounding; unpacked at every use",
                 )
             )
