@@ -179,7 +179,7 @@ def explore_rounding(weights: Tensor, formats: dict[str, Callable[[Tensor], Tens
         formats: name -> rounds a tensor to the format.
     """
     controls = {
-        "weight": _slider("a weight", [(f"{w:.6g}", i) for i, w in enumerate(weights.tolist())]),
+        "weight": _slider("a weight", [(f"{w:.7g}", i) for i, w in enumerate(weights.tolist())]),
         "format": ipywidgets.ToggleButtons(options=list(formats), description="format"),
     }
 
@@ -253,7 +253,9 @@ def quantization_report(
     overhead = len(quantized.scale) * (16 + (0 if symmetric else bits)) / weight.numel()
     error = ((weight - quantized.dequantize()).norm() / weight.norm()).item()
     used = quantized.codes.unique().numel()
+    shared = f"a {granularity}" if isinstance(granularity, str) else f"{granularity} of a row"
     lines = {
+        "grid": f"{bits} bits, {'' if symmetric else 'a'}symmetric, a scale for {shared}",
         "bits a weight": f"{bits} + {overhead:.3g} for scales"
         f"{'' if symmetric else ' and zero points'} = <b>{bits + overhead:.3g}</b>",
         "bytes": _bar((bits + overhead) / 32) + " of float32's",
