@@ -206,7 +206,7 @@ def test_the_error_picture_is_brighter_with_fewer_bits():
     error = (WEIGHT - fake_quantize(WEIGHT, bits=2)).abs() / quantize_tensor(
         WEIGHT, bits=4
     ).scale.median()
-    share = error.mean()
+    share = error[:, :48].mean()
     assert f"{share:.0%} of that" in error_picture(
         WEIGHT, bits=2, granularity="channel", symmetric=False
     )

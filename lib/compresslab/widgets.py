@@ -216,7 +216,7 @@ def explore_quantization(weight: Tensor) -> Explorer:
     """
     groups = ["tensor", "channel", *(g for g in (128, 64, 32) if weight.shape[1] % g == 0)]
     controls = {
-        "bits": _slider("bits", [8, 6, 4, 3, 2], value=4),
+        "bits": _slider("bits", [8, 4, 3, 2], value=4),
         "granularity": _slider(
             "numbers that share a scale",
             [(f"a {g}" if isinstance(g, str) else f"{g} of a row", g) for g in groups],
@@ -233,11 +233,15 @@ def explore_quantization(weight: Tensor) -> Explorer:
     return Explorer("Where does the error go?", controls, answer)
 
 
-def error_picture(weight: Tensor, *, size: int = 64, **options) -> str:
-    """The top left corner of the rounding error as <img>; yellow is the step of 4 bits a row."""
+def error_picture(weight: Tensor, *, size: int = 48, **options) -> str:
+    """The top left corner of the rounding error as <img>; yellow is the step of 4 bits a row.
+
+    In 16 shades: a page has a picture for every position of the controls.
+    """
     step = quantize_tensor(weight, bits=4).scale.median()
     error = (weight.detach() - fake_quantize(weight.detach(), **options)).abs()[:size, :size]
-    colours = matplotlib.colormaps["cividis"]((error / step).clamp(max=1).numpy())
+    shades = ((error / step).clamp(max=1) * 15).round() / 15
+    colours = matplotlib.colormaps["cividis"](shades.numpy())
     return picture(
         colours,
         alt=f"Rounding errors of {error.shape[0]} rows and {error.shape[1]} columns: dark is "
@@ -256,8 +260,7 @@ def quantization_report(
     shared = f"a {granularity}" if isinstance(granularity, str) else f"{granularity} of a row"
     lines = {
         "grid": f"{bits} bits, {'' if symmetric else 'a'}symmetric, a scale for {shared}",
-        "bits a weight": f"{bits} + {overhead:.3g} for scales"
-        f"{'' if symmetric else ' and zero points'} = <b>{bits + overhead:.3g}</b>",
+        "bits a weight": f"{bits} + {overhead:.3g} for the grids = <b>{bits + overhead:.3g}</b>",
         "bytes": _bar((bits + overhead) / 32) + " of float32's",
         "scales": f"{len(quantized.scale):,} for {weight.numel():,} weights",
         "codes used": f"{used} of {2**bits - symmetric}",

@@ -164,9 +164,9 @@ def measure(folder: Path) -> dict:
     """Speed of every candidate, its accuracy on validation, its bytes if it has a file of ours.
 
     Returns:
-        `candidates`, a list of dictionaries: `name`, and either `reason`, why there is nothing
-        more, or `accuracy`, `bytes` and `latency`, batch size -> `milliseconds` and the speed-up
-        against FLOAT and OURS; or `once`, the speed-up of a single call of what is too slow.
+        `candidates`, a dictionary each with its `name` and either the `reason` why there is no
+        more, or `accuracy`, `bytes` and `latency`. That has, for every batch size, `milliseconds`
+        and the speed-up against FLOAT and OURS, or `once`, that of a single call of the too slow.
     """
     reviews = load_reviews()
     classifier, tokenizer = load_classifier()
