@@ -8,3 +8,5 @@ document.addEventListener("DOMContentLoaded", () => {
     link.setAttribute("aria-label", link.textContent.replace(/\\[()]/g, ""));
   }
 });
+// The theme makes what scrolls reachable by keyboard, but looks before fonts have come: look again.
+window.addEventListener("load", () => window.dispatchEvent(new Event("resize")));
