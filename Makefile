@@ -86,7 +86,6 @@ $(VENV)/lab $(VENV)/test $(VENV)/grade $(VENV)/site: $(VENV)/%: pyproject.toml c
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,$*]'
 	@touch $@
 
-# For slides and site. Where there is no npm, the tests that need it are skipped and say so.
 # Peers that only benchmarks need, beside the environment: transformers imports torchao, if it is
 # there, and torchao prints warnings into every notebook.
 PEERS := onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 torchao==0.18.0
@@ -96,6 +95,7 @@ $(VENV)/bench: $(VENV)/test Makefile
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
 	@touch $@
 
+# For slides and site. Where there is no npm, the tests that need it are skipped and say so.
 $(NODE_MODULES): package-lock.json
 	@command -v npm > /dev/null || { echo 'npm is needed: install Node.js 20 or newer' >&2; exit 1; }
 	npm ci --silent --no-fund --no-audit

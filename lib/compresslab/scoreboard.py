@@ -63,7 +63,7 @@ def row(
     for size in BATCH_SIZES:
         batches = list(TextBatches(data.select(range(32)), tokenizer, batch_size=size))
         times = compare_latency(
-            {"dense": _runner(dense, batches), "model": _runner(model, batches)}, baseline="dense"
+            {"dense": runner(dense, batches), "model": runner(model, batches)}, baseline="dense"
         )
         latency[str(size)] = asdict(times["model"])
     return {
@@ -78,7 +78,9 @@ def row(
     }
 
 
-def _runner(model: nn.Module, batches: list) -> Callable[[], None]:
+def runner(model: Callable, batches: list) -> Callable[[], None]:
+    """What `compare_latency` times: all batches through the model, one after another."""
+
     def run() -> None:
         for batch in batches:
             model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])

@@ -219,7 +219,7 @@ def explore_quantization(weight: Tensor) -> Explorer:
         "bits": _slider("bits", [8, 4, 3, 2], value=4),
         "granularity": _slider(
             "numbers that share a scale",
-            [(f"a {g}" if isinstance(g, str) else f"{g} of a row", g) for g in groups],
+            [(_sharing(g), g) for g in groups],
             value="channel",
         ),
         "symmetric": ipywidgets.ToggleButtons(
@@ -257,9 +257,9 @@ def quantization_report(
     overhead = len(quantized.scale) * (16 + (0 if symmetric else bits)) / weight.numel()
     error = ((weight - quantized.dequantize()).norm() / weight.norm()).item()
     used = quantized.codes.unique().numel()
-    shared = f"a {granularity}" if isinstance(granularity, str) else f"{granularity} of a row"
+    kind = "symmetric" if symmetric else "asymmetric"
     lines = {
-        "grid": f"{bits} bits, {'' if symmetric else 'a'}symmetric, a scale for {shared}",
+        "grid": f"{bits} bits, {kind}, a scale for {_sharing(granularity)}",
         "bits a weight": f"{bits} + {overhead:.3g} for the grids = <b>{bits + overhead:.3g}</b>",
         "bytes": _bar((bits + overhead) / 32) + " of float32's",
         "scales": f"{len(quantized.scale):,} for {weight.numel():,} weights",
@@ -268,6 +268,10 @@ def quantization_report(
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"
+
+
+def _sharing(granularity: str | int) -> str:
+    return f"a {granularity}" if isinstance(granularity, str) else f"{granularity} of a row"
 
 
 def explore_outliers(x: Tensor, weight: Tensor) -> Explorer:

@@ -29,11 +29,7 @@ from ..quantization.affine import fake_quantize, min_max
 from ..quantization.awq import keep_salient
 from ..quantization.calibration import collect_ranges, kl, mse, percentile
 from ..quantization.hqq import hqq
-from ..quantization.int8 import (
-    fuse_bert_layers_,
-    quantize_embeddings_int8_,
-    quantize_linears_int8_,
-)
+from ..quantization.int8 import fuse_bert_layers_, quantize_linears_int8_
 from ..quantization.kv_cache import QuantizedCache
 from ..quantization.llm_int8 import llm_int8_
 from ..quantization.outliers import collect_absmax, collect_means
@@ -41,13 +37,13 @@ from ..quantization.smoothquant import smooth_
 from ..scoreboard import row
 from ..training import TextBatches
 from . import record
+from .quantization_latency import SENTENCES, ours
 
 SEED = 0  # of the random channels; nothing else is random
 WINDOW = 512
 CALIBRATION_WINDOWS, TEST_WINDOWS = 8, 16
 EXTREME = ("layers.11.mlp.down_proj", "layers.28.mlp.down_proj")  # they read numbers above 1,000
 PREFILL, CHUNK = 256, 32
-SENTENCES = 256  # of train, for the classifier's ranges
 CALIBRATIONS = {"min-max": min_max, "percentile": percentile, "MSE": mse, "KL": kl}
 
 
@@ -165,15 +161,13 @@ def main() -> None:
     batches = TextBatches(reviews["train"].select(range(SENTENCES)), tokenizer, batch_size=1)
     correct = correct_answers(dense, reviews["validation"], tokenizer)
 
-    def int8(ranges: dict | None = None, **options) -> nn.Module:
-        model = copy.deepcopy(dense)
-        quantize_linears_int8_(model, ranges, **options)
-        quantize_embeddings_int8_(model)
-        return model
-
-    models = {"dynamic": int8(), "dynamic, a scale a token": int8(per_token=True, bits=8)}
+    models = {
+        "dynamic": ours(dense, joined=False),
+        "dynamic, a scale a token": ours(dense, joined=False, per_token=True, bits=8),
+    }
     for name, choose in CALIBRATIONS.items():
-        models[f"static, {name}"] = int8(collect_ranges(dense, batches, choose=choose))
+        ranges = collect_ranges(dense, batches, choose=choose)
+        models[f"static, {name}"] = ours(dense, ranges, joined=False)
     classifier = []
     for name, model in models.items():
         hits = correct_answers(model, reviews["validation"], tokenizer)

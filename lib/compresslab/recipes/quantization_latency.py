@@ -32,17 +32,18 @@ from ..quantization.int8 import (
     quantize_embeddings_int8_,
     quantize_linears_int8_,
 )
+from ..scoreboard import BATCH_SIZES, runner
 from ..training import TextBatches
 from . import record
 
 SEED = 0  # nothing here is random
 FLOAT, OURS = "float32, torch", "int8 dynamic, ours"
-BATCH_SIZES = (1, 32)
 SENTENCES = 256  # that ranges are collected from, one a batch: no padding
 TOO_SLOW = 8  # times as slow as float32: one call is enough to say so
 
 
 def ours(classifier: nn.Module, ranges=None, *, joined: bool = True, **options) -> nn.Module:
+    """A copy of the classifier in int8; options of `quantize_linears_int8_`."""
     model = copy.deepcopy(classifier)
     quantize_linears_int8_(model, ranges, **options)
     quantize_embeddings_int8_(model)
@@ -129,14 +130,6 @@ PEERS = {
     "float32, ONNX Runtime": onnx_float,
     "int8 dynamic, ONNX Runtime": onnx_int8,
 }
-
-
-def runner(model: Callable, batches: list) -> Callable[[], None]:
-    def run() -> None:
-        for batch in batches:
-            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-
-    return run
 
 
 def seconds(call: Callable[[], object]) -> float:

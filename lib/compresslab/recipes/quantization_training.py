@@ -126,7 +126,7 @@ def main() -> None:
                     data=reviews["test"],
                     tokenizer=tokenizer,
                     parameters=count_parameters(dense),
-                    note="trained through the rounding; unpacked at every use",
+                    note="packed, made float at every use",
                 )
             )
     figures = {"epochs": EPOCHS, "dense": vars(accuracy(correct)), "runs": runs}
