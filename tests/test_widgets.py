@@ -128,7 +128,7 @@ def test_neurons_leave_a_shorter_matrix_and_single_weights_one_with_holes():
     [
         (1 / 3, True, ["6 × 4", "67 %", "1.25 times"]),
         (1 / 3, False, ["12 × 4, 67% of it not zero", "70 %", "100 %"]),  # 2/3 + 1/32 by bitmap
-        (0.99, False, ["1% of it", "2 %"]),  # 1.5 · 1 % by CSR
+        (0.99, False, ["1% of it", "1.5 %"]),  # 1.5 · 1 % by CSR
     ],
 )
 def test_the_structure_explorer_prints_shape_bytes_and_operations(fraction, neurons, parts):
@@ -172,7 +172,10 @@ def test_the_rounding_explorer_prints_the_nearest_number_and_how_far_it_is():
     text = rounding_report(weights, 0, "whole", FORMATS)
     assert "3.3 becomes <b>3</b> in whole: off by 9.1 %" in text
     assert "<th>▶ whole<td>3<td>" in text
-    assert "<th>float8<td>3.25<td>" in text
+    assert re.search(r"<th>float8<td>3.25<td>.*1\.5 %", text)
+    assert "becomes <b>0</b> in whole: off by 100 %" in rounding_report(
+        torch.tensor([0.3]), 0, "whole", FORMATS
+    )
 
 
 def test_the_rounding_explorer_answers_every_control():

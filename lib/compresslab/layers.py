@@ -62,6 +62,24 @@ def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(owner, child, new)
 
 
+def new_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
+    """A linear layer with copies of `weight` (out_features, in_features) and `bias`."""
+    out_features, in_features = weight.shape
+    linear = nn.utils.skip_init(  # draws no random numbers
+        nn.Linear,
+        in_features,
+        out_features,
+        bias=bias is not None,
+        device=weight.device,
+        dtype=weight.dtype,
+    )
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        if bias is not None:
+            linear.bias.copy_(bias)
+    return linear
+
+
 def collect_inputs(
     model: nn.Module,
     batches: Iterable[Tensor],

@@ -203,7 +203,7 @@ def rounding_report(
     )
     return (
         f"<div><p>{weight:.7g} becomes <b>{nearest[chosen]:.7g}</b> in {chosen}: off by "
-        f"{100 * off[chosen]:.2g} %</p>"
+        f"{_percent(off[chosen])}</p>"
         f"<table><tr><th>format<th>nearest number<th>off by{lines}</table></div>"
     )
 
@@ -332,8 +332,13 @@ def _slider(name: str, options: list, **settings) -> ipywidgets.SelectionSlider:
 
 def _bar(share: float) -> str:
     over = "" if share <= 1 else " over"
-    label = f"{100 * share:.0f} %" if share < 10 else f"{share:,.0f} ×"
+    label = _percent(share) if share < 10 else f"{share:,.0f} ×"
     return f'<span class="bar{over}" style="width:{min(share, 1) * 8:.2f}em"></span> {label}'
+
+
+def _percent(share: float) -> str:
+    """Two digits of what is below ten percent, and whole numbers above."""
+    return f"{100 * share:.2g} %" if share < 0.095 else f"{100 * share:.0f} %"
 
 
 def _size(count: float) -> str:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..layers import check_fits, replace_
+from ..layers import check_fits, new_linear, replace_
 from ..quantization.nf4 import NF4Linear
 
 
@@ -71,21 +71,10 @@ class LoRALinear(nn.Module):
         weight was in NF4, as the sum would not fit its levels.
         """
         weight, bias = _weight(self.linear), self.linear.bias
-        out_features, in_features = weight.shape
-        merged = nn.utils.skip_init(  # draws no random numbers
-            nn.Linear,
-            in_features,
-            out_features,
-            bias=bias is not None,
-            device=weight.device,
-            dtype=weight.dtype,
-        )
         with torch.no_grad():
             dtype = torch.promote_types(weight.dtype, torch.float32)
             update = self.scale * self.lora_b.to(dtype) @ self.lora_a.to(dtype)
-            merged.weight.copy_(weight.to(dtype) + update)
-            if bias is not None:
-                merged.bias.copy_(bias)
+            merged = new_linear((weight.to(dtype) + update).to(weight.dtype), bias)
         return merged.train(self.training)
 
 
