@@ -12,7 +12,6 @@ for its cost: within a layer they come in order, so this is the best possible up
 
 Layers may have different σ² for two reasons: one is of lower rank, or one is larger. Divided by
 the layer's sum, only the first counts; which is better on a model is a question for measurement.
-After Wang et al. (2024), SVD-LLM V2, arXiv:2503.12340, which also allocates by truncation loss.
 """
 
 from collections.abc import Mapping

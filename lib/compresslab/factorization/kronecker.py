@@ -1,19 +1,19 @@
 """Kronecker products: a matrix as the sum of a few, each of two small factors.
 
 Source: Van Loan and Pitsianis (1993), Approximation with Kronecker Products,
-DOI 10.1007/978-94-015-8196-7_17:
+doi:10.1007/978-94-015-8196-7_17:
 
     W ≈ Σ_t A_t ⊗ B_t        ‖W - Σ_t A_t ⊗ B_t‖ = ‖R(W) - Σ_t vec(A_t) vec(B_t)ᵀ‖
 
 R only puts the entries of W in another order, so the nearest sum of Kronecker products is the
 nearest matrix of low rank to R(W), which the SVD gives:  error² = Σ_{i > terms} σ_i(R(W))².
 
-    code     paper   shape
-    weight   A       (m1 · m2, n1 · n2), as nn.Linear has it: y = W x
-    shape            (m1, n1), how many blocks there are
-    terms            number of products
-    a        B       (terms, m1, n1)
-    b        C       (terms, m2, n2), the shape of a block
+    code     here   paper
+    weight   W      A       (m1 · m2, n1 · n2), as nn.Linear has it: y = W x
+    a        A_t    B       (terms, m1, n1)
+    b        B_t    C       (terms, m2, n2), the shape of a block
+    shape                   (m1, n1), the number of blocks down and across
+    terms                   number of products
 
 In place of m1 · m2 · n1 · n2 numbers there are terms · (m1 · n1 + m2 · n2). √σ goes to both sides.
 

@@ -1,7 +1,7 @@
 """Singular value decomposition: the best matrix of a given rank, and which error it leaves.
 
 Source: Eckart and Young (1936), The approximation of one matrix by another of lower rank,
-DOI 10.1007/BF02288367; the randomized form: Halko, Martinsson and Tropp (2009), Finding structure
+doi:10.1007/BF02288367; the randomized form: Halko, Martinsson and Tropp (2009), Finding structure
 with randomness, arXiv:0909.4061, algorithms 4.3, 4.4 and 5.1.
 
     W = U Σ Vᵀ,     Ŵ = U_r Σ_r V_rᵀ,     ‖W - Ŵ‖² = Σ_{i>r} σ_i²

@@ -1,6 +1,6 @@
 """Tensor train: a tensor as a chain of small ones, and a matrix as a chain of small matrices.
 
-Source: Oseledets (2011), Tensor-Train Decomposition, DOI 10.1137/090752286, algorithm 1 (TT-SVD);
+Source: Oseledets (2011), Tensor-Train Decomposition, doi:10.1137/090752286, algorithm 1 (TT-SVD);
 Novikov et al. (2015), Tensorizing Neural Networks, arXiv:1509.06569, for the TT-matrix:
 
     A(i₁, ..., i_d) = G₁(i₁) G₂(i₂) ... G_d(i_d)
@@ -39,8 +39,8 @@ def tensor_train(tensor: Tensor, ranks: Ranks = None, *, tolerance: float = 0.0)
     Args:
         tensor: (n₁, ..., n_d).
         ranks: at most these, d - 1 of them; or one number for all; None for no limit.
-        tolerance: largest error, as a fraction of the norm of the tensor, that falling singular
-            values may be dropped for. 0 drops none but zeros.
+        tolerance: the error that dropping singular values may cause, as a fraction of the norm of
+            the tensor, where `ranks` does not force more. 0 drops none but zeros.
 
     Returns:
         Cores (r_{k-1}, n_k, r_k) in the dtype of `tensor`, computed in float32, or in float64 for a

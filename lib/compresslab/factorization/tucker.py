@@ -1,9 +1,9 @@
 """Tucker decomposition: a tensor as a small core, with one matrix for each of its modes.
 
 Source: De Lathauwer, De Moor and Vandewalle (2000), A Multilinear Singular Value Decomposition,
-DOI 10.1137/S0895479896305696, for the start (HOSVD); and by the same authors (2000), On the Best
+doi:10.1137/S0895479896305696, for the start (HOSVD); and by the same authors (2000), On the Best
 Rank-1 and Rank-(R₁, R₂, ..., R_N) Approximation of Higher-Order Tensors,
-DOI 10.1137/S0895479898346995, for the iterations (HOOI, higher-order orthogonal iteration):
+doi:10.1137/S0895479898346995, for the iterations (HOOI, higher-order orthogonal iteration):
 
     X ≈ S ×₁ U₁ ×₂ U₂ ... ×_N U_N        S = X ×₁ U₁ᵀ ×₂ U₂ᵀ ... ×_N U_Nᵀ
 
@@ -76,7 +76,7 @@ def hosvd(tensor: Tensor, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
 
     Args:
         tensor: (I₁, ..., I_N).
-        ranks: one for each mode, at most its size, nor the product of the others.
+        ranks: one for each mode, at most its size and at most the product of the others.
 
     Returns:
         Tuple of the core (R₁, ..., R_N) and a list of factors (I_n, R_n), in the dtype of `tensor`;
@@ -98,9 +98,12 @@ def tucker(
     """Core and factors by HOOI, which begins with the HOSVD.
 
     Args:
-        tensor, ranks: as for `hosvd`, and so are the result and the errors.
+        tensor, ranks: as for `hosvd`, and so is the result.
         iterations: over all modes; 0 is the HOSVD. Each costs an SVD a mode, of a matrix
             (I_n, product of the other ranks), and N projections of the tensor.
+
+    Raises:
+        ValueError: as `hosvd`, or `iterations` below 0.
     """
     if iterations < 0:
         raise ValueError(f"iterations must be 0 or more, not {iterations}")

@@ -125,11 +125,13 @@ def _whiten(weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, ..
             f"hessian must have shape ({columns}, {columns}) for a weight of shape "
             f"{tuple(weight.shape)}, not {tuple(hessian.shape)}"
         )
-    h = wide(hessian).clone()
+    w, h = wide(weight), wide(hessian)
+    dtype = torch.promote_types(w.dtype, h.dtype)
+    w, h = w.to(dtype), h.to(dtype, copy=True)
     mean = h.diagonal().mean()
     h.diagonal().add_(damping * mean if mean > 0 else 1)
     root = torch.linalg.cholesky(h)
-    return *torch.linalg.svd(wide(weight) @ root, full_matrices=False), root
+    return *torch.linalg.svd(w @ root, full_matrices=False), root
 
 
 def collect_fisher(
