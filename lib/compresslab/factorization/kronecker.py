@@ -1,7 +1,7 @@
 """Kronecker products: a matrix as the sum of a few, each of two small factors.
 
-Source: Van Loan and Pitsianis (1993), Approximation with Kronecker Products,
-doi:10.1007/978-94-015-8196-7_17:
+Source: Van Loan and Pitsianis (1993), doi:10.1007/978-94-015-8196-7_17, Approximation with
+Kronecker Products:
 
     W ≈ Σ_t A_t ⊗ B_t        ‖W - Σ_t A_t ⊗ B_t‖ = ‖R(W) - Σ_t vec(A_t) vec(B_t)ᵀ‖
 
