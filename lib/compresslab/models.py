@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
 )
 
 from .assets import DATA, derive, fetch
@@ -124,6 +126,18 @@ def add_adapter_(
     add_lora_(model.bert.encoder, rank=rank, generator=generator)
     model.bert.pooler.requires_grad_(True)
     model.classifier.requires_grad_(True)
+
+
+def rebuild_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, definition: str
+) -> PreTrainedTokenizerBase:
+    """A tokenizer like this one, from another definition (JSON) of the package tokenizers."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(definition),
+        **tokenizer.special_tokens_map,
+        model_max_length=tokenizer.model_max_length,
+        model_input_names=tokenizer.model_input_names,
+    )
 
 
 def _source(source: str, *, pypi, hub: str) -> Path | str:

@@ -1,5 +1,10 @@
-"""Each lecture in JupyterLab: run, its explorers moved, and presented with jupyterlab-deck."""
+"""Each lecture in JupyterLab: its explorers run and moved, and presented with jupyterlab-deck.
 
+What explorers do not need keeps its saved outputs: nbval runs all cells, in a kernel of the same
+kind, and here it would take minutes more to see the same.
+"""
+
+import ast
 import os
 import shutil
 import socket
@@ -24,8 +29,8 @@ READY = """async () => {  // what is run before that is lost
   await panel.context.ready;
   await panel.sessionContext.ready;
 }"""
-HAS_RUN = f"""() => {NOTEBOOK}.widgets.filter((cell) => cell.model.type === "code")
-  .every((cell) => cell.model.executionCount !== null && cell.model.executionState === "idle")"""
+HAVE_RUN = f"""(cells) => cells.map((i) => {NOTEBOOK}.widgets[i].model)
+  .every((cell) => cell.executionCount !== null && cell.executionState === "idle")"""
 
 # Of the slide on the screen: its edges, whether another follows, and what it begins with.
 SLIDE = """() => {
@@ -43,16 +48,15 @@ SLIDE = """() => {
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """Address and folder of a JupyterLab with a copy of the lectures, never run, and no user's
-    settings."""
+    """Address and folder of a JupyterLab with a copy of the lectures, what explorers need never
+    run, and no user's settings."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "notebooks").mkdir()
     for path in LECTURES:
         notebook = nbformat.read(path, as_version=4)
         notebook.metadata.pop("widgets", None)
-        for cell in notebook.cells:
-            if cell.cell_type == "code":
-                cell.outputs, cell.execution_count = [], None
+        for i in needed(notebook.cells, explorers_in(notebook.cells)):
+            notebook.cells[i].outputs, notebook.cells[i].execution_count = [], None
         nbformat.write(notebook, folder / "notebooks" / path.name)
     shutil.copytree(ROOT / "docs", folder / "docs", ignore=shutil.ignore_patterns("_*"))
     with socket.socket() as free:
@@ -116,26 +120,64 @@ def go_to(page, cell: int) -> None:
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("lecture", LECTURES, ids=lambda path: path.stem)
-def test_a_lecture_runs_explores_and_presents(lecture, lab, open_file):
+def test_a_lecture_explores_and_presents(lecture, lab, open_file):
     address, folder = lab
     page, seen = open_file(f"notebooks/{lecture.name}")
-    execute(page, "notebook:run-all-cells")
-    page.wait_for_function(HAS_RUN, timeout=5 * MINUTE)
-    explorers = explorers_in(lecture)
+    cells = nbformat.read(lecture, as_version=4).cells
+    explorers = explorers_in(cells)
     assert explorers
+    run = needed(cells, explorers)
+    for i in run:
+        go_to(page, i)
+        execute(page, "notebook:run-cell")
+    page.wait_for_function(HAVE_RUN, arg=run, timeout=5 * MINUTE)
     for cell in explorers:
         move_by_keyboard(page, cell)
     execute(page, "docmanager:save")
     walk_the_deck(page, explorers=len(explorers))
     assert not seen.elsewhere(address)
-    for cell in nbformat.read(folder / "notebooks" / lecture.name, as_version=4).cells:
-        if cell.cell_type == "code":
-            assert not [out for out in cell.outputs if out.output_type == "error"], cell.source
+    saved = nbformat.read(folder / "notebooks" / lecture.name, as_version=4).cells
+    for i in run:
+        errors = [out for out in saved[i].outputs if out.output_type == "error"]
+        assert not errors, saved[i].source
 
 
-def explorers_in(lecture) -> list[int]:
-    cells = nbformat.read(lecture, as_version=4).cells
+def explorers_in(cells) -> list[int]:
     return [i for i, c in enumerate(cells) if c.cell_type == "code" and "\nexplore_" in c.source]
+
+
+def needed(cells, wanted: list[int]) -> list[int]:
+    """The code cells that `wanted` ones rest on, and these: who binds a name that a later one of
+    them reads. (What changes a value in place is not found: then an explorer fails here.)"""
+    chosen, names = [], set()
+    for i in reversed(range(len(cells))):
+        if cells[i].cell_type == "code":
+            reads, binds = uses(cells[i].source)
+            if i in wanted or names & binds:
+                chosen.insert(0, i)
+                names = (names - binds) | reads
+    return chosen
+
+
+def uses(source: str) -> tuple[set[str], set[str]]:
+    """The names that a cell reads from earlier ones, and those that it binds."""
+    reads, binds = set(), set()
+    for statement in ast.parse(source).body:
+        loads, stores, inner = set(), set(), set()
+        for node in ast.walk(statement):
+            match node:
+                case ast.Name(id=name, ctx=ast.Load()):
+                    loads.add(name)
+                case ast.Name(id=name) | ast.FunctionDef(name=name):
+                    stores.add(name)
+                case ast.alias(name=name, asname=other):
+                    stores.add(other or name.partition(".")[0])
+                case ast.arg(arg=name) | ast.comprehension(target=ast.Name(id=name)):
+                    inner.add(name)
+        assigned = isinstance(statement, ast.Assign | ast.AugAssign)  # x = f(x) reads x
+        reads |= loads - binds - (inner if assigned else inner | stores)
+        binds |= stores
+    return reads, binds
 
 
 def move_by_keyboard(page, cell: int) -> None:
