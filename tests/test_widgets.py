@@ -19,15 +19,20 @@ from compresslab.widgets import (
     explore_memory,
     explore_outliers,
     explore_quantization,
+    explore_rank,
     explore_rounding,
     explore_sparsity,
     explore_structure,
     mask_picture,
+    matrix_picture,
     memory_report,
     outlier_picture,
     quantization_report,
+    rank_report,
+    rank_speeds,
     rounding_report,
     sparsity_report,
+    spectrum_picture,
     structure_picture,
     structure_report,
 )
@@ -156,6 +161,7 @@ def test_the_structure_explorer_answers_both_controls():
     }),
     explore_quantization(torch.randn(8, 32)),
     explore_outliers(torch.randn(8, 32), torch.randn(4, 32)),
+    explore_rank(torch.randn(12, 8)),
 ])  # fmt: skip
 def test_every_picture_says_what_it_shows_and_every_control_has_a_name(explorer):
     assert all(control.description for control in explorer.controls.values())
@@ -246,3 +252,48 @@ def test_the_outlier_picture_marks_the_columns_that_stay_float():
     assert image.shape[:2] == (3, 32)
     assert list(zip(*red.nonzero(), strict=True)) == [(0, 7), (1, 8)]
     assert "2 of them" in outlier_picture(outliers(), 12)
+
+
+def test_the_rank_explorer_prints_bytes_error_and_break_even():
+    weight = torch.randn(12, 8, generator=torch.Generator().manual_seed(0))
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    text = rank_report(weight, s, 2, 1.5)
+    error = (weight - u[:, :2] * s[:2] @ vh[:2]).norm() / weight.norm()
+    assert "<b>2</b> of 8; factors have fewer numbers up to 4" in text
+    assert " 42 % of the matrix's 384 B" in text
+    assert f" {100 * error:.0f} % of the weights' size" in text
+    assert "1.5 times the matrix's" in text
+
+
+def test_the_rank_explorer_answers_both_controls_and_is_exact_at_the_end():
+    explorer = explore_rank(torch.randn(12, 8))
+    assert [rank for _, rank in explorer.controls["rank"]._options_full] == [1, 2, 4, 8]
+    seen = []
+    for rank in (1, 8):
+        for missing in (False, True):
+            explorer.controls["rank"].value = rank
+            explorer.controls["missing"].value = missing
+            seen.append(explorer.shown.value)
+    assert len(set(seen)) == 4
+    assert " 0 % of the weights' size" in seen[-1]
+
+
+def test_rank_speeds_have_every_rank():
+    assert all(speed > 0 for speed in rank_speeds(torch.randn(12, 8), [1, 8]).values())
+
+
+def test_the_matrix_picture_is_brighter_where_weights_are_positive():
+    weight = torch.tensor([[1.0, -1.0], [0.0, 5.0]])
+    image = pixels(matrix_picture(weight, scale=1.0))
+    assert image[0, 0, 0] > image[1, 0, 0] > image[0, 1, 0]
+    assert (image[1, 1] == image[0, 0]).all()  # beyond the scale
+
+
+def test_the_spectrum_has_as_many_blue_bars_as_are_kept():
+    s = torch.linspace(10, 1, 40)
+    image = pixels(spectrum_picture(s, 10, width=40, height=20))
+    blue = (image[..., 2] > 0.6) & (image[..., 0] < 0.1)
+    grey = (image[..., 0] > 0.5) & (image[..., 0] < 0.7)
+    assert blue.any(axis=0).sum() == 10
+    assert grey.any(axis=0).sum() == 30
+    assert blue[:, 0].sum() == 20 > grey[:, -1].sum() == 2

@@ -13,6 +13,8 @@ from torch import Tensor
 from .assets import DATA
 from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_bytes
 from .explorer import Explorer, picture
+from .factorization.svd import break_even_rank
+from .measure import compare_latency
 from .pruning.masks import keep_largest
 from .quantization.affine import fake_quantize, quantize_tensor
 from .quantization.llm_int8 import llm_int8_matmul
@@ -321,6 +323,92 @@ def outlier_report(x: Tensor, threshold: float, error: float) -> str:
         "columns in float": f"<b>{int(outliers.sum())}</b> of {outliers.numel():,} ({share:.1%})",
         "largest in int8": f"{inside.max():.3g}, step {inside.max() / 127:.2g}",
         "error": f"<b>{100 * error:.2g} %</b> of the output's size",
+    }
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return f"<div><table>{cells}</table></div>"
+
+
+def explore_rank(weight: Tensor) -> Explorer:
+    """A rank -> the matrix that is left, its spectrum, bytes, error and speed.
+
+    Args:
+        weight: a matrix (out_features, in_features).
+    """
+    weight = weight.detach()
+    u, s, vh = torch.linalg.svd(weight, full_matrices=False)
+    steps = (1, 2, 4, 8, 16, 32, 64, 96, 128, 160, 192, 256, 320, 384, 512, 768)
+    ranks = [rank for rank in steps if rank < len(s)] + [len(s)]
+    controls = {
+        "rank": _slider("rank", ranks),
+        "missing": ipywidgets.ToggleButtons(
+            options=[("what is left", False), ("what is missing", True)], description="picture"
+        ),
+    }
+    speed = rank_speeds(weight, ranks)
+
+    def answer(rank: int, missing: bool) -> str:
+        left = u[:, :rank] * s[:rank] @ vh[:rank]
+        shown = weight - left if missing else left
+        return (
+            matrix_picture(shown, scale=3 * weight.std().item())
+            + spectrum_picture(s, rank)
+            + rank_report(weight, s, rank, speed[rank])
+        )
+
+    return Explorer("How much of a matrix is its first few directions?", controls, answer)
+
+
+def rank_speeds(weight: Tensor, ranks: list[int], *, tokens: int = 32) -> dict[int, float]:
+    """How many times as fast as the matrix two factors are, for `tokens` at once, by rank."""
+    out_features, in_features = weight.shape
+    x = torch.randn(tokens, in_features)
+
+    def product(rank: int) -> Callable[[], Tensor]:
+        right, left = torch.randn(rank, in_features), torch.randn(out_features, rank)
+        return lambda: x @ right.T @ left.T
+
+    candidates = {"dense": lambda: x @ weight.T} | {rank: product(rank) for rank in ranks}
+    times = compare_latency(candidates, baseline="dense", rounds=7, seconds=0.005)
+    return {rank: times[rank].speedup.value for rank in ranks}
+
+
+def matrix_picture(weight: Tensor, *, scale: float, size: int = 48) -> str:
+    """The top left corner as <img>: blue below zero, yellow above, up to `scale`, in 16 shades."""
+    corner = weight[:size, :size]
+    shades = ((corner / scale).clamp(-1, 1) * 7.5 + 7.5).round() / 15
+    return picture(
+        matplotlib.colormaps["cividis"](shades.numpy()),
+        alt=f"The first {corner.shape[0]} rows and {corner.shape[1]} columns: blue numbers are "
+        f"negative, yellow ones positive; their mean size is {corner.abs().mean():.2g}.",
+    )
+
+
+def spectrum_picture(s: Tensor, rank: int, *, width: int = 96, height: int = 32) -> str:
+    """Singular values as bars, in order, the kept ones in blue, as <img>."""
+    columns = torch.linspace(0, len(s) - 1, width).round().long()
+    tall = (s[columns] / s[0] * height).ceil()
+    rows = torch.arange(height, 0, -1)[:, None]
+    colours = torch.ones(height, width, 4)
+    colours[rows <= tall] = torch.tensor([0.6, 0.6, 0.6, 1.0])
+    colours[(rows <= tall) & (columns < rank)] = torch.tensor([0.0, 0.45, 0.7, 1.0])
+    return picture(
+        colours.numpy(),
+        alt=f"Bars of the {len(s)} singular values from {s[0]:.2g} down to {s[-1]:.2g}; "
+        f"the first {rank} are blue, as they are kept.",
+    )
+
+
+def rank_report(weight: Tensor, s: Tensor, rank: int, speed: float) -> str:
+    """The explorer's answer as HTML: numbers, bytes, error and speed of two factors."""
+    out_features, in_features = weight.shape
+    numbers = rank * (out_features + in_features)
+    error = (s[rank:].square().sum() / s.square().sum()).sqrt().item()
+    lines = {
+        "rank": f"<b>{rank}</b> of {len(s)}; factors have fewer numbers up to "
+        f"{break_even_rank(out_features, in_features)}",
+        "bytes": f"{_bar(numbers / weight.numel())} of the matrix's {_size(4 * weight.numel())}",
+        "error": f"{_bar(error)} of the weights' size",
+        "speed": f"{speed:.2g} times the matrix's, 32 tokens at once",
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"
