@@ -53,6 +53,13 @@ def test_the_layer_of_low_rank_gets_less():
     assert ranks == {"flat": 19, "steep": 1}
 
 
+def test_of_equal_values_those_of_the_smaller_layer_are_kept():
+    same = torch.ones(32)
+    shapes = {"large": (256, 32), "small": (32, 32)}
+    ranks = allocate_ranks({"large": same, "small": same}, shapes, 288 + 10 * 64)
+    assert ranks == {"large": 1, "small": 10}
+
+
 def test_uniform_ranks_have_the_ratio_of_each_matrix():
     ranks = uniform_ranks({"square": (384, 384), "wide": (1536, 384)}, 0.5)
     assert ranks == {"square": 96, "wide": 153}

@@ -55,6 +55,13 @@ def test_frequent_rows_come_out_nearer():
     weighted = (factorize_embedding(TABLE, 5, counts=counts).product() - TABLE).norm(dim=1)
     assert weighted[:5].max() < 0.05 * plain[:5].min()
     assert weighted[5:].mean() > plain[5:].mean()
+    # Each occurrence counts once: the error is what diag(√(counts + 1)) · table has dropped.
+    root = (counts + 1).double().sqrt()[:, None]
+    error = (
+        root * (factorize_embedding(TABLE.double(), 5, counts=counts).product() - TABLE)
+    ).norm()
+    dropped = torch.linalg.svdvals(root * TABLE)[5:].norm()
+    assert error.item() == pytest.approx(dropped.item(), rel=1e-3)
     equal = factorize_embedding(TABLE, 5, counts=torch.full((50,), 7)).product()
     torch.testing.assert_close(equal, truncated_svd(TABLE, 5).product())
 
@@ -94,15 +101,16 @@ def test_tokens_are_counted():
 
 
 def test_characters_come_first_then_the_frequent_then_the_older():
-    vocabulary = {"[UNK]": 0, "a": 1, "##b": 2, "ab": 3, "cd": 4, "##ef": 5, "gh": 6}
-    counts = torch.tensor([0, 0, 0, 1, 0, 9, 0])
+    names = ["[UNK]", "a", "##b", "ab", "cd", "##ef", "gh", "[unused0]"]
+    vocabulary = {token: i for i, token in enumerate(names)} | {"[unused0]": 3, "ab": 7}
+    counts = torch.tensor([0, 0, 0, 0, 0, 9, 0, 1])
     assert choose_tokens(vocabulary, counts, 6, special=["[UNK]"]) == {
         *("[UNK]", "a", "##b"),
         *("##ef", "ab", "cd"),  # 9 times, once, never but before gh
     }
     with pytest.raises(ValueError, match="at least 3, the characters: 2"):
         choose_tokens(vocabulary, counts, 2, special=["[UNK]"])
-    with pytest.raises(ValueError, match="token 6 has no count among 3"):
+    with pytest.raises(ValueError, match="token 7 has no count among 3"):
         choose_tokens(vocabulary, counts[:3], 6, special=["[UNK]"])
 
 
@@ -140,7 +148,8 @@ def test_special_tokens_have_their_new_numbers_everywhere(real):
     for token in parts["added_tokens"]:
         assert token["id"] == vocabulary[token["content"]]
     assert parts["padding"]["pad_id"] == vocabulary["[PAD]"] == 0
-    assert index[vocabulary["[CLS]"]] == 101
+    assert index[vocabulary["[CLS]"]] == 101 != vocabulary["[CLS]"]
+    assert encode(definition, "film").ids[0] == vocabulary["[CLS]"]
 
 
 def test_the_padding_row_moves_with_its_token():

@@ -103,6 +103,8 @@ def test_fisher_information_is_added_over_the_weights_of_an_input():
         error[[2, 4]], torch.zeros(2, dtype=torch.float64), atol=0.02, rtol=0
     )
     assert error[[0, 1, 3, 5]].min() > 0.5
+    by_root = scaled_svd(WEIGHT, torch.tensor([0.0, 0, 2, 0, 1, 0]), 1).product()
+    torch.testing.assert_close(fisher_weighted_svd(WEIGHT, fisher, 1).product(), by_root)
     one = (WEIGHT - fisher_weighted_svd(WEIGHT, fisher, 1).product()).norm(dim=0)
     assert one[2] < one[4]
 

@@ -37,7 +37,7 @@ def choose_tokens(
     """The tokens to keep: special ones, single characters, and then the most frequent.
 
     Of equally frequent tokens the one with the smaller number stays: BERT's vocabulary is sorted
-    by frequency in its own corpus.
+    by frequency in its own corpus, but for the places called [unused...], which go first of all.
 
     Args:
         vocabulary: token -> its number.
@@ -52,8 +52,12 @@ def choose_tokens(
     always = {t for t in vocabulary if len(t.removeprefix("##")) == 1} | set(special)
     if size < len(always):
         raise ValueError(f"size must be at least {len(always)}, the characters: {size}")
-    frequency = {t: (-int(counts[i]), i) for t, i in vocabulary.items() if t not in always}
-    return always | set(sorted(frequency, key=frequency.get)[: size - len(always)])
+    order = {
+        token: (token.startswith("[unused"), -int(counts[i]), i)
+        for token, i in vocabulary.items()
+        if token not in always
+    }
+    return always | set(sorted(order, key=order.get)[: size - len(always)])
 
 
 def trim_wordpiece(definition: str, kept: Collection[str]) -> tuple[str, Tensor]:
