@@ -220,7 +220,7 @@ def explore_quantization(weight: Tensor) -> Explorer:
     controls = {
         "bits": _slider("bits", [8, 4, 3, 2], value=4),
         "granularity": _slider(
-            "numbers that share a scale",
+            "a scale for",
             [(_sharing(g), g) for g in groups],
             value="channel",
         ),
