@@ -61,7 +61,7 @@ def language_model(test: Tensor, calibration: Tensor) -> tuple[list[dict], list[
         return run
 
     def static_(decoder: nn.Module) -> None:
-        quantize_linears_int8_(decoder, collect_ranges(decoder, inputs), bits=8)
+        quantize_linears_int8_(decoder, collect_ranges(decoder, inputs))
 
     def smooth_static_(decoder: nn.Module, **options) -> None:
         smooth_(decoder, collect_absmax(decoder, batches), **options)
@@ -73,22 +73,21 @@ def language_model(test: Tensor, calibration: Tensor) -> tuple[list[dict], list[
         measure(smooth_static_, method="SmoothQuant"),
         measure(lambda m: smooth_static_(m, everywhere=True), method="SmoothQuant, all inputs"),
         measure(
-            lambda m: quantize_linears_int8_(m, per_token=True, bits=8),
-            method="a scale a token",
+            lambda m: quantize_linears_int8_(m, per_token=True, bits=8), method="a scale a token"
         ),
         measure(llm_int8_, method="LLM.int8()"),
     ]
     means = collect_means(dense.model, batches)
     generator = torch.Generator().manual_seed(SEED)
     scores = {
-        "rounding alone": lambda name, w: w[0],
+        "none": lambda name, w: w[0],
         "largest activations": lambda name, w: means[name],
         "largest weights": lambda name, w: w.norm(dim=0),
         "random": lambda name, w: torch.rand(w.shape[1], generator=generator),
     }
     kept = []
     for name, score in scores.items():
-        fraction = 0.0 if name == "rounding alone" else 0.01
+        fraction = 0.0 if name == "none" else 0.01
 
         def round_(decoder: nn.Module, score=score, fraction=fraction) -> None:
             for layer, linear in find_linears(decoder).items():
