@@ -93,11 +93,20 @@ def with_links_that_hold(text: str, path: Path, present: set[Path]) -> str:
     return re.sub(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)", settle, text)
 
 
+def heading(notebook: Path) -> str:
+    """Its first one, which begins with its number: Exercises 3 · Quantization."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    text = "\n".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    return re.search(r"^# (.+)", text, re.M)[1]
+
+
 def contents(source: Path) -> str:
     """The site's table of contents, for the end of the landing page."""
     parts = {
         "Lectures": [n.relative_to(source) for n in sorted(source.glob("notebooks/*.ipynb"))],
-        "Exercises": [n.relative_to(source) for n in sorted(source.glob("exercises/*/*.ipynb"))],
+        "Exercises": [
+            n.relative_to(source) for n in sorted(source.glob("exercises/*/*.ipynb"), key=heading)
+        ],
         "Reference": [
             Path(f"docs/{name}.md")
             for name in ("methods", "glossary", "notation", "references", "api/index")

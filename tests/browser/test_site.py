@@ -116,6 +116,13 @@ def test_the_page_of_an_exercise_says_where_to_work_on_it(pages):
         assert (ROOT / file).exists()
 
 
+def test_exercises_are_in_the_order_of_the_lectures(pages):
+    links = pages["index.html"].select("nav a[href^='exercises/']")
+    names = [link.get_text(strip=True) for link in links]
+    assert names
+    assert names == sorted(names)  # each begins with its number
+
+
 def test_solutions_and_speaker_notes_are_not_on_the_students_pages(site, pages):
     assert not [path for path in site.rglob("*.ipynb") if "solutions" in path.parts]
     for name in ("cases.py", "mutants.py", "alternatives.py"):
