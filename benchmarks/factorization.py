@@ -127,7 +127,7 @@ def bench_lora() -> None:
     """Forward, a training step and merging, with rank 8 on every linear layer of the encoder."""
     print("\nLoRA of rank 8 on the classifier, 32 sentences: peft")
     classifier, tokenizer = load_classifier()
-    ours = copy.deepcopy(classifier)
+    ours = copy.deepcopy(classifier).requires_grad_(False)
     add_lora_(ours.bert.encoder, rank=8)
     names = [f"bert.encoder.{name}" for name in find_linears(classifier.bert.encoder)]
     settings = LoraConfig(r=8, lora_alpha=16, target_modules=names)
