@@ -39,7 +39,7 @@ def off(weight: Tensor, approximation) -> float:
 
 
 def show(what: str, ours, theirs, *, errors: tuple[float, float] | None = None) -> None:
-    """Time two calls against each other; `errors` are theirs and ours."""
+    """Time two calls against each other; `errors` are ours and theirs."""
     times = compare_latency({"theirs": theirs, "ours": ours}, baseline="theirs", rounds=9)
     found = times["ours"].speedup
     line = f"  {what:44} {found.value:6.2f} ({found.low:.2f} to {found.high:.2f})"

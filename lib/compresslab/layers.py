@@ -62,6 +62,11 @@ def replace_(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(owner, child, new)
 
 
+def wide(x: Tensor) -> Tensor:
+    """In float32, or in float64 if it is: what sums and decompositions are computed in."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def new_linear(weight: Tensor, bias: Tensor | None = None) -> nn.Linear:
     """A linear layer with copies of `weight` (out_features, in_features) and `bias`."""
     out_features, in_features = weight.shape

@@ -25,6 +25,8 @@ matrix, choosing the shape.
 import torch
 from torch import Tensor
 
+from ..layers import wide
+
 
 def rearrange(weight: Tensor, shape: tuple[int, int]) -> Tensor:
     """R(W): one row for each block of the matrix, the block read row by row.
@@ -68,7 +70,7 @@ def nearest_kronecker(
     Raises:
         ValueError: `shape` does not divide the matrix, or there are not so many terms.
     """
-    rearranged = _wide(rearrange(weight.detach(), shape))
+    rearranged = wide(rearrange(weight.detach(), shape))
     (m1, n1), (rows, columns) = shape, weight.shape
     most = min(rearranged.shape)
     if not 1 <= terms <= most:
@@ -98,7 +100,7 @@ def kronecker_sum(a: Tensor, b: Tensor) -> Tensor:
     """
     _check_factors(a, b)
     (_, m1, n1), (_, m2, n2) = a.shape, b.shape
-    return torch.einsum("tij,tkl->ikjl", _wide(a), _wide(b)).reshape(m1 * m2, n1 * n2).to(a.dtype)
+    return torch.einsum("tij,tkl->ikjl", wide(a), wide(b)).reshape(m1 * m2, n1 * n2).to(a.dtype)
 
 
 def apply_kronecker(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -133,7 +135,3 @@ def _check_factors(a: Tensor, b: Tensor) -> None:
             "a and b must be (terms, m1, n1) and (terms, m2, n2), "
             f"not {tuple(a.shape)} and {tuple(b.shape)}"
         )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

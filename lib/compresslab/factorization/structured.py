@@ -29,6 +29,8 @@ has no permutation before it, which the paper learns. Not included: fitting a bu
 import torch
 from torch import Tensor, nn
 
+from ..layers import wide
+
 
 def block_diagonal(x: Tensor, blocks: Tensor) -> Tensor:
     """diag(blocks) x: each run of the input goes through a matrix of its own.
@@ -79,7 +81,7 @@ def project_monarch(weight: Tensor, *, blocks: int, rank: int = 1) -> tuple[Tens
             f"rank must be 1 to {min(rows, columns)} for blocks of shape {(rows, columns)}, "
             f"not {rank}"
         )
-    w = _wide(weight.detach()).reshape(rows, blocks, blocks, columns).permute(2, 1, 0, 3)
+    w = wide(weight.detach()).reshape(rows, blocks, blocks, columns).permute(2, 1, 0, 3)
     u, s, vh = torch.linalg.svd(w, full_matrices=False)  # (k, j, ℓ, r), (k, j, r), (k, j, r, i)
     root = s[..., :rank].sqrt()
     left = (u[..., :rank] * root[..., None, :]).permute(1, 2, 0, 3).flatten(2)
@@ -124,8 +126,8 @@ def monarch_to_dense(left: Tensor, right: Tensor) -> Tensor:
         ValueError: the factors do not fit each other.
     """
     _check_monarch(left, right)
-    l4 = _wide(left).unflatten(2, (len(right), -1))  # (j, ℓ, k, r)
-    r4 = _wide(right).unflatten(1, (-1, len(left)))  # (k, r, j, i)
+    l4 = wide(left).unflatten(2, (len(right), -1))  # (j, ℓ, k, r)
+    r4 = wide(right).unflatten(1, (-1, len(left)))  # (k, r, j, i)
     return torch.einsum("jlkr,krji->ljki", l4, r4).flatten(2).flatten(0, 1).to(left.dtype)
 
 
@@ -215,7 +217,3 @@ def _check_monarch(left: Tensor, right: Tensor) -> None:
             "left and right must be (j, l, k · rank) and (k, rank · j, i), "
             f"not {tuple(left.shape)} and {tuple(right.shape)}"
         )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -26,6 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..layers import wide
+
 
 class Factors(NamedTuple):
     """A matrix (out_features, in_features) as the product of two thin ones."""
@@ -49,7 +51,7 @@ def break_even_rank(out_features: int, in_features: int) -> int:
 
 def singular_values(weight: Tensor) -> Tensor:
     """All of them, largest first: (min(out_features, in_features),) float32 or float64."""
-    return torch.linalg.svdvals(wide(weight))
+    return torch.linalg.svdvals(wide(weight.detach()))
 
 
 def truncated_svd(weight: Tensor, rank: int) -> Factors:
@@ -65,7 +67,7 @@ def truncated_svd(weight: Tensor, rank: int) -> Factors:
         ValueError: rank outside [1, min(out_features, in_features)].
     """
     check_rank(weight, rank)
-    u, s, vh = torch.linalg.svd(wide(weight), full_matrices=False)
+    u, s, vh = torch.linalg.svd(wide(weight.detach()), full_matrices=False)
     return balanced(u[:, :rank], s[:rank], vh[:rank], like=weight)
 
 
@@ -89,7 +91,7 @@ def randomized_svd(
         ValueError: rank outside [1, min(out_features, in_features)].
     """
     check_rank(weight, rank)
-    w = wide(weight)
+    w = wide(weight.detach())
     width = min(rank + oversampling, *w.shape)
     omega = torch.randn(w.shape[1], width, generator=generator, dtype=w.dtype).to(w.device)
     basis = torch.linalg.qr(w @ omega).Q
@@ -114,8 +116,3 @@ def check_rank(weight: Tensor, rank: int) -> None:
             f"rank must be between 1 and {min(weight.shape)} for a weight of shape "
             f"{tuple(weight.shape)}, not {rank}"
         )
-
-
-def wide(tensor: Tensor) -> Tensor:
-    """Detached, in float32, or float64 if it is."""
-    return tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))

@@ -30,6 +30,8 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
+from ..layers import wide
+
 Ranks = int | Sequence[int] | None
 
 
@@ -54,7 +56,7 @@ def tensor_train(tensor: Tensor, ranks: Ranks = None, *, tolerance: float = 0.0)
     if not tolerance >= 0:
         raise ValueError(f"tolerance must be 0 or more, not {tolerance}")
     limits = _limits(tensor, ranks)
-    rest, cores, rank = _wide(tensor.detach()), [], 1
+    rest, cores, rank = wide(tensor.detach()), [], 1
     allowed = tolerance * rest.norm() / sqrt(max(len(limits), 1))  # for each SVD
     for size, limit in zip(tensor.shape, limits, strict=False):
         u, s, vh = torch.linalg.svd(rest.reshape(rank * size, -1), full_matrices=False)
@@ -74,9 +76,9 @@ def tt_to_tensor(cores: Sequence[Tensor]) -> Tensor:
         ValueError: cores that do not form a chain.
     """
     _check_cores(cores, dim=3)
-    x = _wide(cores[0])
+    x = wide(cores[0])
     for core in cores[1:]:
-        x = torch.tensordot(x, _wide(core), dims=1)
+        x = torch.tensordot(x, wide(core), dims=1)
     return x.squeeze(-1).squeeze(0).to(cores[0].dtype)
 
 
@@ -191,7 +193,3 @@ def _check_cores(cores: Sequence[Tensor], *, dim: int) -> None:
             f"cores must be (rank before, {modes}, rank after), ranks chained from 1 to 1, "
             f"not {shapes}"
         )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -37,6 +37,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..layers import wide
+
 
 def unfold(tensor: Tensor, mode: int) -> Tensor:
     """The tensor as a matrix (size of the mode, product of the other sizes), their order kept.
@@ -86,7 +88,7 @@ def hosvd(tensor: Tensor, ranks: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
         ValueError: not one rank a mode, or a rank that does not fit.
     """
     _check_ranks(tensor, ranks)
-    x = _wide(tensor.detach())
+    x = wide(tensor.detach())
     factors = [_leading(unfold(x, mode), rank) for mode, rank in enumerate(ranks)]
     core = _project(x, factors)
     return core.to(tensor.dtype), [factor.to(tensor.dtype) for factor in factors]
@@ -107,7 +109,7 @@ def tucker(
     """
     if iterations < 0:
         raise ValueError(f"iterations must be 0 or more, not {iterations}")
-    x = _wide(tensor.detach())
+    x = wide(tensor.detach())
     core, factors = hosvd(x, ranks)
     for _ in range(iterations):
         for mode, rank in enumerate(ranks):
@@ -134,9 +136,9 @@ def tucker_to_tensor(core: Tensor, factors: Sequence[Tensor]) -> Tensor:
             f"factors must be {core.dim()}, one a mode of a core of shape {tuple(core.shape)}, "
             f"not {len(factors)}"
         )
-    x = _wide(core)
+    x = wide(core)
     for mode, factor in enumerate(factors):
-        x = mode_product(x, _wide(factor), mode)
+        x = mode_product(x, wide(factor), mode)
     return x.to(core.dtype)
 
 
@@ -172,7 +174,3 @@ def _check_ranks(tensor: Tensor, ranks: Sequence[int]) -> None:
                 f"ranks {ranks} do not fit shape {shape}: mode {mode} must have 1 to {most} (its "
                 "size, and the product of the other ranks)"
             )
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))

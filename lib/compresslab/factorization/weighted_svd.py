@@ -36,8 +36,8 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from ..layers import own_linears
-from .svd import Factors, balanced, check_rank, wide
+from ..layers import own_linears, wide
+from .svd import Factors, balanced, check_rank
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], Tensor]
@@ -58,7 +58,7 @@ def fisher_weighted_svd(weight: Tensor, fisher: Tensor, rank: int) -> Factors:
             f"fisher must have the shape of weight, {tuple(weight.shape)}, "
             f"not {tuple(fisher.shape)}"
         )
-    return scaled_svd(weight, wide(fisher).sum(0).sqrt(), rank)
+    return scaled_svd(weight, wide(fisher.detach()).sum(0).sqrt(), rank)
 
 
 def asvd(weight: Tensor, means: Tensor, rank: int, *, alpha: float = 0.5) -> Factors:
@@ -72,7 +72,7 @@ def asvd(weight: Tensor, means: Tensor, rank: int, *, alpha: float = 0.5) -> Fac
     Raises:
         ValueError: another shape, or a rank outside [1, min(out_features, in_features)].
     """
-    return scaled_svd(weight, wide(means) ** alpha, rank)
+    return scaled_svd(weight, wide(means.detach()) ** alpha, rank)
 
 
 def scaled_svd(weight: Tensor, scale: Tensor, rank: int) -> Factors:
@@ -90,9 +90,9 @@ def scaled_svd(weight: Tensor, scale: Tensor, rank: int) -> Factors:
         raise ValueError(
             f"there must be a scale for each of {weight.shape[1]} inputs, not {tuple(scale.shape)}"
         )
-    scale = wide(scale)
+    scale = wide(scale.detach())
     scale = scale.clamp(min=1e-3 * scale.mean()) if scale.any() else torch.ones_like(scale)
-    u, s, vh = torch.linalg.svd(wide(weight) * scale, full_matrices=False)
+    u, s, vh = torch.linalg.svd(wide(weight.detach()) * scale, full_matrices=False)
     return balanced(u[:, :rank], s[:rank], vh[:rank] / scale, like=weight)
 
 
@@ -125,7 +125,7 @@ def _whiten(weight: Tensor, hessian: Tensor, damping: float) -> tuple[Tensor, ..
             f"hessian must have shape ({columns}, {columns}) for a weight of shape "
             f"{tuple(weight.shape)}, not {tuple(hessian.shape)}"
         )
-    w, h = wide(weight), wide(hessian)
+    w, h = wide(weight.detach()), wide(hessian.detach())
     dtype = torch.promote_types(w.dtype, h.dtype)
     w, h = w.to(dtype), h.to(dtype, copy=True)
     mean = h.diagonal().mean()
@@ -156,7 +156,7 @@ def collect_fisher(
     """
     weights = {name: linear.weight for name, linear in own_linears(model, names).items()}
     required = [w.requires_grad for w in weights.values()]
-    totals, examples = [torch.zeros_like(wide(w)) for w in weights.values()], 0
+    totals, examples = [torch.zeros_like(wide(w.detach())) for w in weights.values()], 0
     try:
         for w in weights.values():
             w.requires_grad_(True)
@@ -166,7 +166,7 @@ def collect_fisher(
                 with torch.enable_grad():
                     gradients = torch.autograd.grad(loss(model, example), list(weights.values()))
                 for total, gradient in zip(totals, gradients, strict=True):
-                    total += wide(gradient).square()
+                    total += wide(gradient.detach()).square()
                 examples += 1
     finally:
         for w, r in zip(weights.values(), required, strict=True):

@@ -36,7 +36,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..layers import bert_layers, keep_features_, layer_at
+from ..layers import bert_layers, keep_features_, layer_at, wide
 from .masks import keep_largest, keep_largest_globally
 
 Batch = dict[str, Tensor]
@@ -68,7 +68,7 @@ def collect_gradients(model: nn.Module, batches: Iterable[Batch], loss: Loss) ->
             size = len(next(iter(batch.values())))
             with torch.enable_grad():
                 gradients = torch.autograd.grad(size * loss(model, batch), owned)
-            totals = [t + _wide(g) for t, g in zip(totals, gradients, strict=True)]
+            totals = [t + wide(g) for t, g in zip(totals, gradients, strict=True)]
             examples += size
     finally:
         for p, r in zip(owned, required, strict=True):
@@ -141,7 +141,7 @@ def gate_scores(model: nn.Module, batches: Iterable[Batch], loss: Loss) -> dict[
         finally:
             for handle in handles:
                 handle.remove()
-        totals = [t + _wide(g).abs().sum((0, 1)) for t, g in zip(totals, gradients, strict=True)]
+        totals = [t + wide(g).abs().sum((0, 1)) for t, g in zip(totals, gradients, strict=True)]
         examples += size
     if not examples:
         raise ValueError("batches is empty")
@@ -156,7 +156,7 @@ def magnitude_scores(model: nn.Module) -> dict[int, Tensor]:
     """
     pairs = [_pair(layer) for layer in bert_layers(model)]
     groups = [_group(up.weight, up.bias, down.weight).detach() for up, down in pairs]
-    return {i: _wide(group).norm(dim=1) for i, group in enumerate(groups)}
+    return {i: wide(group).norm(dim=1) for i, group in enumerate(groups)}
 
 
 def choose_neurons(
@@ -225,10 +225,6 @@ def remove_neurons_(model: nn.Module, keep: Mapping[int, Tensor]) -> None:
 def _group(up: Tensor, bias: Tensor | None, down: Tensor) -> Tensor:
     """(neurons, in), (neurons,), (out, neurons) -> (neurons, in + 1 + out)"""
     return torch.cat([up, down.T] if bias is None else [up, bias[:, None], down.T], dim=1)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _pair(layer: nn.Module) -> tuple[nn.Linear, nn.Linear]:

@@ -13,7 +13,6 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -28,9 +27,9 @@ from ..factorization.vocabulary import (
 from ..measure import accuracy, bytes_on_disk, compare_accuracy, correct_answers, count_parameters
 from ..models import load_classifier, rebuild_tokenizer
 from ..scoreboard import row
-from ..training import TextBatches, train
 from . import in_parallel, record
-from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
+from .factorization_tuned import tune_
+from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, teacher_logits
 
 NAME = "bert.embeddings.word_embeddings"
 TRANSFER = ("products", "tweets", "news")
@@ -100,15 +99,7 @@ def run(choice: dict, correct: dict[str, Tensor]) -> dict:
 def tune(choice: dict, teacher: Tensor, correct: dict[str, Tensor], path: Path) -> dict:
     """Tune all weights of one smaller model and save it to `path`."""
     model, tokenizer = smaller(**choice)
-    torch.manual_seed(SEED)  # dropout
-    train(
-        model,
-        TextBatches(load_reviews()["train"], tokenizer, shuffle=True, seed=SEED),
-        distillation(teacher),
-        epochs=EPOCHS,
-        learning_rate=LEARNING_RATE,
-        progress=False,
-    )
+    tune_(model, tokenizer, teacher)
     save_file(model.state_dict(), path)
     return choice | {
         "parameters": count_parameters(model),

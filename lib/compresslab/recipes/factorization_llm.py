@@ -23,7 +23,14 @@ from ..models import load_language_model
 from ..pruning.sparsegpt import collect_hessians
 from ..quantization.outliers import collect_means
 from . import in_parallel, record
-from .factorization_oneshot import ALLOCATIONS, METHODS, choose_ranks, low_rank_, numbers
+from .factorization_oneshot import (
+    ALLOCATIONS,
+    METHODS,
+    choose_ranks,
+    low_rank_,
+    numbers,
+    whitened_spectra,
+)
 from .quantization_llm import articles
 
 SEED = 0  # nothing here is random
@@ -48,6 +55,7 @@ def collect(path: Path) -> None:
         "means": collect_means(model.model, windows.split(4)),
         "hessians": collect_hessians(model.model, windows.split(4)),
     }
+    found["spectra"] = whitened_spectra(model.model, found["hessians"])
     torch.save(found, path)
 
 

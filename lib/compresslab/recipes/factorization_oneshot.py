@@ -57,9 +57,18 @@ def classifier_statistics(model: nn.Module, tokenizer) -> Statistics:
         "means": collect_means(model, ids),
         "hessians": collect_hessians(model, ids),
     }
-    return {
+    found = {
         kind: {name.removeprefix("bert.encoder."): values[name] for name in names}
         for kind, values in found.items()
+    }
+    return found | {"spectra": whitened_spectra(model.bert.encoder, found["hessians"])}
+
+
+def whitened_spectra(model: nn.Module, hessians: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Singular values of every layer's whitened weight: what ranks by budget go by."""
+    return {
+        name: whitened_singular_values(linear.weight.detach(), hessians[name])
+        for name, linear in find_linears(model).items()
     }
 
 
@@ -76,17 +85,13 @@ def factors(method: str, name: str, weight: Tensor, rank: int, found: Statistics
 
 def choose_ranks(model: nn.Module, left: float, allocation: str, found: Statistics) -> dict:
     """The rank of every linear layer of `model`, so that factors have `left` of its weights."""
-    weights = {name: linear.weight.detach() for name, linear in find_linears(model).items()}
-    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    shapes = {name: tuple(linear.weight.shape) for name, linear in find_linears(model).items()}
     if allocation == "uniform":
         return uniform_ranks(shapes, left)
-    spectra = {
-        name: whitened_singular_values(weight, found["hessians"][name])
-        for name, weight in weights.items()
-    }
+    spectra = found["spectra"]
     if allocation == "by budget, relative":
         spectra = {name: s / s.norm() for name, s in spectra.items()}
-    return allocate_ranks(spectra, shapes, int(left * sum(w.numel() for w in weights.values())))
+    return allocate_ranks(spectra, shapes, int(left * numbers(model)))
 
 
 def low_rank_(model: nn.Module, method: str, ranks: Mapping[str, int], found: Statistics) -> None:
@@ -137,7 +142,7 @@ def spectra(model: nn.Module, found: Statistics) -> list[dict]:
                 "layer": name,
                 "trained": share(singular_values(weight)),
                 "random": share(singular_values(random)),
-                "whitened": share(whitened_singular_values(weight, found["hessians"][name])),
+                "whitened": share(found["spectra"][name]),
             }
         )
     return lines

@@ -60,12 +60,8 @@ def low_rank_start(method: str, allocation: str, left: float, path: Path) -> nn.
     return model
 
 
-def run(choice: tuple, statistics: Path, teacher: Tensor, correct: Tensor, path: Path) -> dict:
-    """Tune one start, save it whole to `path`, and say what it lost before and after."""
-    validation, (dense, tokenizer) = load_reviews()["validation"], load_classifier()
-    model = low_rank_start(*choice, statistics)
-    model.bert.embeddings.requires_grad_(False)
-    before = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
+def tune_(model: nn.Module, tokenizer, teacher: Tensor) -> None:
+    """Train what requires a gradient on the training sentences, with the classifier as teacher."""
     torch.manual_seed(SEED)  # dropout
     train(
         model,
@@ -75,6 +71,15 @@ def run(choice: tuple, statistics: Path, teacher: Tensor, correct: Tensor, path:
         learning_rate=LEARNING_RATE,
         progress=False,
     )
+
+
+def run(choice: tuple, statistics: Path, teacher: Tensor, correct: Tensor, path: Path) -> dict:
+    """Tune one start, save it whole to `path`, and say what it lost before and after."""
+    validation, (dense, tokenizer) = load_reviews()["validation"], load_classifier()
+    model = low_rank_start(*choice, statistics)
+    model.bert.embeddings.requires_grad_(False)
+    before = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
+    tune_(model, tokenizer, teacher)
     save_file(model.state_dict(), path)
     after = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
     method, allocation, _ = choice
