@@ -3,9 +3,19 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
 
 from compresslab import recipes
-from compresslab.recipes import in_parallel, pruning_tuned, quantization_latency
+from compresslab.factorization.allocation import uniform_ranks
+from compresslab.factorization.weighted_svd import whitened_svd
+from compresslab.layers import find_linears
+from compresslab.pruning.sparsegpt import collect_hessians
+from compresslab.recipes import (
+    factorization_oneshot,
+    in_parallel,
+    pruning_tuned,
+    quantization_latency,
+)
 from compresslab.recipes.pruning_sentiment import distillation
 
 
@@ -101,3 +111,36 @@ def test_a_peer_too_slow_for_rounds_is_timed_once(monkeypatch):
     found = quantization_latency.compare(calls)
     assert found["slow"] == {"once": 1 / 9}
     assert found[quantization_latency.FLOAT]["speedup"]["value"] > 0
+
+
+def test_damage_is_what_a_cut_of_one_layer_does_to_the_answers_by_its_squared_error():
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = BertForSequenceClassification(
+            BertConfig(**sizes, intermediate_size=32, vocab_size=50, initializer_range=0.5)
+        ).eval()
+    ids = torch.randint(50, (40, 8), generator=torch.Generator().manual_seed(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    hessians = {
+        name.removeprefix("bert.encoder."): h for name, h in collect_hessians(model, [ids]).items()
+    }
+    encoder = model.bert.encoder
+    found = {
+        "hessians": hessians,
+        "spectra": factorization_oneshot.whitened_spectra(encoder, hessians),
+    }
+    damage = factorization_oneshot.damage(model, [{"input_ids": ids}], found)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def answers():
+        return torch.softmax(model(input_ids=ids).logits, -1)
+
+    whole, name = answers(), "layer.1.output.dense"
+    linear, rank = find_linears(encoder)[name], uniform_ranks({"": (16, 32)}, 0.5)[""]
+    weight, h = linear.weight.detach().clone(), hessians[name]
+    with torch.no_grad():
+        linear.weight.copy_(whitened_svd(weight, h, rank).product())
+        far, off = (whole * (whole / answers()).log()).sum(-1).mean(), weight - linear.weight
+        damped = h + 0.01 * h.diagonal().mean() * torch.eye(32)
+    assert damage[name] == pytest.approx((far / ((off @ damped) * off).sum()).item(), rel=1e-2)

@@ -5,13 +5,16 @@ numbers. So the ranks with the least total error are found by always keeping the
 for its cost: within a layer they come in order, so this is the best possible up to the last one.
 
     code     meaning
-    spectra  name of a layer -> its singular values, largest first, in units that can be compared:
-             of the whitened weight, or divided by the root of their sum of squares
+    spectra  name of a layer -> its singular values, largest first, in units that can be compared
     shapes   name of a layer -> (out_features, in_features)
     budget   numbers in all factors together
 
-Layers may have different σ² for two reasons: one is of lower rank, or one is larger. Divided by
-the layer's sum, only the first counts; which is better on a model is a question for measurement.
+The result is no better than those units. Singular values of whitened weights are errors of outputs,
+and the same error costs one layer's answers a thousand times as much as another's; divided by the
+layer's sum they do not become costs either. Multiplied by the root of what one unit of squared
+error does to the answers, they do, which takes a run of the model for each layer: see the recipe
+`factorization_oneshot`. Wang et al. (2025), SVD-LLM V2, arXiv:2503.12340, let only matrices of one
+kind share a budget, by the error of each.
 """
 
 from collections.abc import Mapping

@@ -14,7 +14,8 @@ rank afterwards, and everything behind it stays as it is. The bias of ALBERT's p
 out, since a constant can as well be added to the positions.
 
 Most tokens are rare. With `counts` the error of a row counts as often as the token occurs, which is
-`weighted_svd` of rows in place of columns.
+`weighted_svd` of rows in place of columns: the weighting of Chen et al. (2018), GroupReduce,
+arXiv:1806.06950, without their blocks of tokens, each with a rank of its own.
 """
 
 from torch import Tensor, nn

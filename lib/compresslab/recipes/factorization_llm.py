@@ -24,7 +24,6 @@ from ..pruning.sparsegpt import collect_hessians
 from ..quantization.outliers import collect_means
 from . import in_parallel, record
 from .factorization_oneshot import (
-    ALLOCATIONS,
     METHODS,
     choose_ranks,
     low_rank_,
@@ -35,7 +34,7 @@ from .quantization_llm import articles
 
 SEED = 0  # nothing here is random
 CALIBRATION_WINDOWS, TEST_WINDOWS = 16, 16
-LEFT = (0.9, 0.8, 0.7, 0.6, 0.5)
+LEFT = (0.9, 0.8, 0.6)
 
 
 def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -73,16 +72,15 @@ def run(path: Path, method: str, allocation: str, left: float) -> dict:
 
 
 def main() -> None:
-    choices = [(method, "uniform") for method in METHODS]
-    choices += [("whitened", allocation) for allocation in ALLOCATIONS[1:]]
+    choices = [(method, "uniform", left) for method in METHODS for left in LEFT]
+    choices += [("whitened", a, 0.8) for a in ("by budget", "by budget, relative")]
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "statistics.pt"
         list(in_parallel(collect, [{"path": path}]))
         tasks = [
             {"path": path, "method": method, "allocation": allocation, "left": left}
-            for method, allocation in choices
-            for left in LEFT
+            for method, allocation, left in choices
         ]
         for result in in_parallel(run, tasks):
             runs.append(result)
