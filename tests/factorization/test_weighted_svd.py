@@ -76,6 +76,18 @@ def test_the_error_of_outputs_is_the_sum_of_the_dropped_squares():
         torch.testing.assert_close(error, s[rank:].square().sum(), atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_both_factors_are_of_one_size_whatever_the_units(scale):
+    # Training suffers from other sizes: all numbers are moved by steps of about one size.
+    means, fisher = scale * INPUTS.abs().mean(0), torch.ones(8, 6) / scale
+    for factors in (
+        whitened_svd(WEIGHT, scale * HESSIAN, 4),
+        asvd(WEIGHT, means, 4),
+        fisher_weighted_svd(WEIGHT, fisher, 4),
+    ):
+        torch.testing.assert_close(factors.left.norm(dim=0), factors.right.norm(dim=1))
+
+
 def test_inputs_alike_and_of_one_size_give_plain_svd():
     plain = truncated_svd(WEIGHT, 2).product()
     ones = torch.ones(6, dtype=torch.float64)

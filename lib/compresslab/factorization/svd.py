@@ -14,7 +14,8 @@ with randomness, arXiv:0909.4061, algorithms 4.3, 4.4 and 5.1.
     sketch    Y = A Ω     (out_features, rank + oversampling)
 
 Two factors have rank · (out + in) numbers in place of out · in: fewer only below the break-even
-rank. √Σ goes to both sides, so that the two are of one size when they are trained further.
+rank. √Σ goes to both sides: Adam moves all numbers by about the same step, and would move factors
+of unlike size by unlike parts of it.
 
 Differs from Halko et al.: subspace iteration always orthogonalizes (algorithm 4.4), which costs a
 few milliseconds and keeps small singular values. Not included: their tests of the error while the
@@ -102,9 +103,15 @@ def randomized_svd(
 
 
 def balanced(u: Tensor, s: Tensor, vh: Tensor, *, like: Tensor) -> Factors:
-    """U Σ Vᵀ as two factors of one size, in the dtype of `like`."""
-    root = s.sqrt()
-    return Factors((u * root).to(like.dtype), (root[:, None] * vh).to(like.dtype))
+    """U Σ Vᵀ as two factors in the dtype of `like`, each direction of one length in both.
+
+    Args:
+        u: (out_features, rank), columns of length 1.
+        vh: (rank, in_features), rows of any length: 1, or another if units have been undone.
+    """
+    length = vh.norm(dim=1)
+    left, right = u * (s * length).sqrt(), (s / length).sqrt()[:, None] * vh
+    return Factors(left.to(like.dtype), right.to(like.dtype))
 
 
 def check_rank(weight: Tensor, rank: int) -> None:
