@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from ..layers import wide
+from .labels import check_classes
 
 
 class Parts(NamedTuple):
@@ -66,8 +67,7 @@ def decoupled_parts(
             f"labels must be int64 of shape ({batch},), "
             f"not {labels.dtype} of shape {tuple(labels.shape)}"
         )
-    if ((labels < 0) | (labels >= classes)).any():
-        raise ValueError(f"labels must be from 0 to {classes - 1}, not {labels.tolist()}")
+    check_classes(labels, classes)
     if not temperature > 0:
         raise ValueError(f"temperature must be above 0, not {temperature}")
     log_q = _split(wide(student) / temperature, labels)

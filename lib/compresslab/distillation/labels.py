@@ -30,6 +30,12 @@ from torch.nn import functional as F
 from ..layers import wide
 
 
+def check_classes(labels: Tensor, classes: int) -> None:
+    """Raises ValueError for a label that is no number of a class."""
+    if ((labels < 0) | (labels >= classes)).any():
+        raise ValueError(f"labels must be from 0 to {classes - 1}, not {labels.tolist()}")
+
+
 def smooth_labels(labels: Tensor, classes: int, *, smoothing: float = 0.1) -> Tensor:
     """Target distributions, float32 (batch, classes), each adding up to 1.
 
@@ -46,8 +52,7 @@ def smooth_labels(labels: Tensor, classes: int, *, smoothing: float = 0.1) -> Te
             f"labels must be int64 of shape (batch,), not {labels.dtype} of shape "
             f"{tuple(labels.shape)}"
         )
-    if ((labels < 0) | (labels >= classes)).any():
-        raise ValueError(f"labels must be from 0 to {classes - 1}, not {labels.tolist()}")
+    check_classes(labels, classes)
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must be from 0 to 1, not {smoothing}")
     return (1 - smoothing) * F.one_hot(labels, classes).float() + smoothing / classes

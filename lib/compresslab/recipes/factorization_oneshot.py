@@ -46,7 +46,7 @@ LEFT = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)
 METHODS = ("SVD", "Fisher", "ASVD", "whitened")
 ALLOCATIONS = ("uniform", "by budget", "by budget, relative", "by damage")
 
-Statistics = dict[str, dict[str, Tensor]]
+Statistics = dict[str, dict[str, Tensor | float]]
 
 
 def classifier_statistics(model: nn.Module, tokenizer) -> Statistics:
