@@ -1,5 +1,7 @@
 """What recipes share. Their results are checked in test_data.py."""
 
+from operator import itemgetter
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -13,10 +15,9 @@ from compresslab.pruning.sparsegpt import collect_hessians
 from compresslab.recipes import (
     factorization_oneshot,
     in_parallel,
-    pruning_tuned,
     quantization_latency,
 )
-from compresslab.recipes.pruning_sentiment import distillation
+from compresslab.recipes.tuning import distillation, smallest
 
 
 def threads(number: int) -> tuple[int, int]:
@@ -72,9 +73,9 @@ def test_the_smallest_of_those_that_lost_at_most_a_point_is_taken():
         return {"bytes": size, "after": {"value": value}}
 
     runs = [run(10, -0.02), run(30, 0.01), run(20, -0.01), run(25, 0.0)]
-    assert pruning_tuned.smallest(runs) is runs[2]
+    assert smallest(runs, of=itemgetter("after")) is runs[2]
     bad = [run(10, -0.05), run(30, -0.02), run(20, -0.03)]
-    assert pruning_tuned.smallest(bad) is bad[1]
+    assert smallest(bad, of=itemgetter("after")) is bad[1]
 
 
 class Peers(torch.nn.Module):

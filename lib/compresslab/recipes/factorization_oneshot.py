@@ -14,6 +14,7 @@ import json
 import math
 import tempfile
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ from ..quantization.outliers import collect_means
 from ..scoreboard import row
 from ..training import TextBatches, classification_loss
 from . import in_parallel, record
+from .tuning import smallest
 
 SEED = 0  # nothing here is random
 SENTENCES = 512
@@ -201,8 +203,7 @@ def main() -> None:
         for result in in_parallel(run, tasks):
             runs.append(result)
             print(json.dumps(result), flush=True)
-    good = [r for r in runs if r["difference"]["value"] >= -0.01]
-    best = min(good, key=lambda r: r["left"])
+    best = smallest(runs, of=itemgetter("difference"), size="left")
     model = low_rank_classifier(best["asked"], best["method"], best["allocation"], found)
     result = row(
         f"low rank, {best['left']:.0%} of the encoder left",

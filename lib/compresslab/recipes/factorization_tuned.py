@@ -10,6 +10,7 @@ gets the smallest that loses at most one point on validation. About 30 minutes o
 import json
 import math
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -22,11 +23,9 @@ from ..factorization.svd import Factors
 from ..measure import bytes_on_disk, compare_accuracy, correct_answers, count_parameters
 from ..models import load_classifier
 from ..scoreboard import row
-from ..training import TextBatches, train
 from . import in_parallel, record
 from .factorization_oneshot import choose_ranks, classifier_statistics, low_rank_, numbers
-from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
-from .pruning_tuned import smallest
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
 
 CHOICES = (
     *((method, "uniform", 0.5) for method in ("random", "SVD", "Fisher", "whitened")),
@@ -55,26 +54,13 @@ def low_rank_start(method: str, allocation: str, left: float, path: Path) -> nn.
     return model
 
 
-def tune_(model: nn.Module, tokenizer, teacher: Tensor) -> None:
-    """Train what requires a gradient on the training sentences, with the classifier as teacher."""
-    torch.manual_seed(SEED)  # dropout
-    train(
-        model,
-        TextBatches(load_reviews()["train"], tokenizer, shuffle=True, seed=SEED),
-        distillation(teacher),
-        epochs=EPOCHS,
-        learning_rate=LEARNING_RATE,
-        progress=False,
-    )
-
-
 def run(choice: tuple, statistics: Path, teacher: Tensor, correct: Tensor, path: Path) -> dict:
     """Tune one start, save it whole to `path`, and say what it lost before and after."""
     validation, (dense, tokenizer) = load_reviews()["validation"], load_classifier()
     model = low_rank_start(*choice, statistics)
     model.bert.embeddings.requires_grad_(False)
     before = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
-    tune_(model, tokenizer, teacher)
+    tune_(model, tokenizer, distillation(teacher))
     save_file(model.state_dict(), path)
     after = compare_accuracy(correct, correct_answers(model, validation, tokenizer)).difference
     method, allocation, _ = choice
@@ -106,7 +92,7 @@ def main() -> None:
         for result in in_parallel(run, tasks):
             runs.append(result)
             print(json.dumps(result), flush=True)
-        best = smallest(runs)
+        best = smallest(runs, of=itemgetter("after"))
         i = runs.index(best)
         model = low_rank_start(*CHOICES[i], statistics)
         model.load_state_dict(load_file(paths[i]))

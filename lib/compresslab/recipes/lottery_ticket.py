@@ -23,7 +23,7 @@ from ..pruning.magnitude import magnitude_masks
 from ..pruning.masks import hold_masks
 from ..training import TextBatches, train
 from . import in_parallel, record
-from .pruning_sentiment import LEARNING_RATE
+from .tuning import LEARNING_RATE
 
 SEED = 0
 ROUNDS = 3

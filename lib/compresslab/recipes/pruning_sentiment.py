@@ -22,11 +22,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..corpora import load_reviews
-from ..distillation.soft_targets import soft_target_loss
-from ..measure import accuracy, bytes_on_disk, correct_answers, predict
+from ..measure import accuracy, bytes_on_disk, correct_answers
 from ..models import load_classifier
 from ..pruning.masks import keep_largest, sparsity_of
 from ..pruning.movement import (
@@ -41,34 +39,14 @@ from ..pruning.schedule import cubic_sparsity
 from ..scoreboard import pack_bits, row
 from ..training import Batch, TextBatches, train
 from . import in_parallel, record
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
 
-SEED = 0
-EPOCHS = 2
 EVERY = 5  # steps from mask to mask
 START, END = 0.1, 0.7  # of the steps: pruning begins and ends; the rest is recovery
-LEARNING_RATE, SCORES_RATE = 2e-4, 3e-2
+SCORES_RATE = 3e-2
 FRACTIONS = (0.5, 0.3, 0.15, 0.1, 0.05, 0.03)
 THRESHOLD = 0.1  # τ
 STRENGTHS = (560, 1220, 2320, 2600, 4000, 4600)  # λ, found by trial, to leave about as much
-
-
-def distillation(teacher: Tensor):
-    """A loss: half the right label, half the teacher's logits, (sentences of the data, labels)."""
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        logits = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
-        ).logits.float()
-        soft = soft_target_loss(logits, teacher[batch["rows"]])
-        return (F.cross_entropy(logits, batch["labels"]) + soft) / 2
-
-    return loss
-
-
-def teacher_logits() -> Tensor:
-    """Of the course's classifier, on the training sentences."""
-    model, tokenizer = load_classifier()
-    return predict(model, TextBatches(load_reviews()["train"], tokenizer))
 
 
 def tune_(

@@ -10,6 +10,7 @@ About 15 minutes on two cores.
 
 import copy
 import tempfile
+from operator import itemgetter
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -22,8 +23,9 @@ from ..pruning import depth
 from ..scoreboard import row
 from ..training import TextBatches
 from . import in_parallel, record
-from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, teacher_logits, tune_
+from .pruning_sentiment import tune_
 from .pruning_structured import SENTENCES, without_heads, without_neurons
+from .tuning import EPOCHS, LEARNING_RATE, SEED, smallest, teacher_logits
 
 DROPPED = 2  # layers of 6
 STRATEGIES = (depth.drop_top, depth.drop_middle)  # the worst and the best without tuning
@@ -72,14 +74,6 @@ def run(
     }
 
 
-def smallest(runs: list[dict]) -> dict:
-    """The smallest file that lost at most one point on validation, or if all did, the best one."""
-    good = [run for run in runs if run["after"]["value"] >= -0.01]
-    if not good:
-        return max(runs, key=lambda run: run["after"]["value"])
-    return min(good, key=lambda run: run["bytes"])
-
-
 def main() -> None:
     reviews, teacher = load_reviews(), teacher_logits()
     dense, tokenizer = load_classifier()
@@ -104,14 +98,14 @@ def main() -> None:
 
         files = paths("structured", choices)
         structured = tuned(choices, files)
-        best = smallest(structured)
+        best = smallest(structured, of=itemgetter("after"))
         best_file = files[structured.index(best)]
         shape = choices[structured.index(best)]
         what = "heads and neurons" if shape["kind"] == "width" else "layers"
         both = [shape | {"fraction": fraction} for fraction in FRACTIONS]
         both_files = paths("combined", both)
         combined = tuned(both, both_files, start=best_file)
-        best_both = smallest(combined)
+        best_both = smallest(combined, of=itemgetter("after"))
 
         def load(path: Path) -> nn.Module:
             model = smaller(**shape)

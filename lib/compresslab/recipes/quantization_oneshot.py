@@ -8,6 +8,7 @@ point on validation. About 6 minutes on two cores.
 """
 
 import copy
+from operator import itemgetter
 
 from torch import nn
 
@@ -19,6 +20,7 @@ from ..quantization.affine import fake_quantize, quantize_tensor
 from ..quantization.linear import pack_embedding_, pack_linears_
 from ..scoreboard import row
 from . import record
+from .tuning import smallest
 
 SEED = 0  # nothing here is random
 BITS = (8, 6, 5, 4, 3, 2)
@@ -63,8 +65,7 @@ def main() -> None:
             lost = compare_accuracy(correct, hits).difference
             files.append(options | {"bytes": bytes_on_disk(model), "difference": vars(lost)})
             print(files[-1], flush=True)
-    good = [file for file in files if file["difference"]["value"] >= -0.01]
-    best = min(good or files[:1], key=lambda file: file["bytes"])
+    best = smallest(files, of=itemgetter("difference"))
     options = {name: best[name] for name in ("bits", "embedding_bits")}
     result = row(
         f"{best['bits']} bits, embeddings {best['embedding_bits']} bits",

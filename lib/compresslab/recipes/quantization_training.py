@@ -27,7 +27,7 @@ from ..quantization.ternary import Ternary, TernaryLinear
 from ..scoreboard import pack_bits, row
 from ..training import TextBatches, train
 from . import in_parallel, record
-from .pruning_sentiment import distillation, teacher_logits
+from .tuning import distillation, teacher_logits
 
 SEED = 0
 EPOCHS = 3

@@ -20,7 +20,7 @@ from ..models import load_classifier
 from ..pruning.depth import keep_layers_
 from ..training import TextBatches, train
 from . import in_parallel, record
-from .pruning_sentiment import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
 
 LAYERS = (6, 3, 2, 1)
 POINTS = 8  # of a learning curve
