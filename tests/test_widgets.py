@@ -23,6 +23,7 @@ from compresslab.widgets import (
     explore_rounding,
     explore_sparsity,
     explore_structure,
+    explore_temperature,
     mask_picture,
     matrix_picture,
     memory_report,
@@ -35,6 +36,7 @@ from compresslab.widgets import (
     spectrum_picture,
     structure_picture,
     structure_report,
+    temperature_report,
 )
 
 DEVICES = pd.read_csv(DATA / "devices.csv")
@@ -153,6 +155,38 @@ def test_the_structure_explorer_answers_both_controls():
     assert len(set(seen)) == 4
 
 
+MILD = {
+    "text": "Mild <praise>, and more of it than fits a label.",
+    "label": 1,
+    "teacher": torch.tensor([0.0, 1.0]),
+    "student": torch.tensor([1.0, 0.0]),
+}
+SURE = MILD | {"text": "Short.", "teacher": torch.tensor([0.0, 9.0])}
+
+
+def test_the_temperature_explorer_prints_what_autograd_finds():
+    student = MILD["student"].clone().requires_grad_()
+    p, q = (MILD["teacher"] / 4).softmax(-1), (student / 4).softmax(-1)
+    loss = 16 * (p * (p / q).log()).sum()
+    loss.backward()
+    text = temperature_report(**MILD, temperature=4)
+    assert f"T² KL = {loss:.3f}" in text
+    assert f"<th>gradient<td>{student.grad[1]:+.3f}; of the label alone -0.731" in text
+    assert "56 % positive" in text
+    assert "44 % positive" in text
+    assert "Mild &lt;praise&gt;" in text
+    assert "label: <b>positive</b>" in text
+
+
+def test_the_temperature_explorer_answers_both_controls():
+    explorer = explore_temperature([MILD, SURE])
+    seen = {explorer.shown.value}
+    explorer.controls["temperature"].value = 8
+    seen.add(explorer.shown.value)
+    explorer.controls["sentence"].value = 1
+    assert len(seen | {explorer.shown.value}) == 3
+
+
 @pytest.mark.parametrize("explorer", [
     explore_memory(),
     explore_sparsity(torch.randn(8, 8), [run(0.1), run(0.5)]),
@@ -162,6 +196,7 @@ def test_the_structure_explorer_answers_both_controls():
     explore_quantization(torch.randn(8, 32)),
     explore_outliers(torch.randn(8, 32), torch.randn(4, 32)),
     explore_rank(torch.randn(12, 8)),
+    explore_temperature([MILD, SURE]),
 ])  # fmt: skip
 def test_every_picture_says_what_it_shows_and_every_control_has_a_name(explorer):
     assert all(control.description for control in explorer.controls.values())

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from .assets import DATA
+from .corpora import LABELS
 from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_bytes
+from .distillation.soft_targets import soft_target_loss
 from .explorer import Explorer, picture
 from .factorization.svd import break_even_rank
 from .measure import compare_latency
@@ -412,6 +414,52 @@ def rank_report(weight: Tensor, s: Tensor, rank: int, speed: float) -> str:
     }
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"
+
+
+def explore_temperature(sentences: list[dict]) -> Explorer:
+    """A sentence and a temperature -> teacher's and student's softened answers, and what the loss
+    does to the student.
+
+    Args:
+        sentences: each with `text`, `label` (0 or 1), and logits `teacher` and `student` (2,).
+    """
+    options = [(_shortened(sentence["text"]), i) for i, sentence in enumerate(sentences)]
+    controls = {
+        "temperature": _slider("temperature", [0.5, 1, 2, 4, 8, 16], value=1),
+        "sentence": _slider("sentence", options),
+    }
+
+    def answer(temperature: float, sentence: int) -> str:
+        return temperature_report(**sentences[sentence], temperature=temperature)
+
+    return Explorer("What does the teacher say, and how strongly does it pull?", controls, answer)
+
+
+def temperature_report(
+    text: str, label: int, teacher: Tensor, student: Tensor, *, temperature: float
+) -> str:
+    """The explorer's answer as HTML: both answers, the loss, and its gradient beside the label's.
+
+    The gradient is that of the student's logit for "positive": T (q - p), and q - y at T = 1.
+    """
+    p, q = (float((logits / temperature).softmax(-1)[1]) for logits in (teacher, student))
+    loss = soft_target_loss(student[None], teacher[None], temperature=temperature).item()
+    hard = float(student.softmax(-1)[1]) - label
+    lines = {
+        "teacher": f"{_bar(p)} positive",
+        "student": f"{_bar(q)} positive",
+        "loss": f"T² KL = {loss:.3f}",
+        "gradient": f"{temperature * (q - p):+.3f}; of the label alone {hard:+.3f}",
+    }
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return (
+        f"<div><p>{escape(text)}<br>label: <b>{LABELS[label]}</b>; T = {temperature:g}</p>"
+        f"<table>{cells}</table></div>"
+    )
+
+
+def _shortened(text: str, length: int = 28) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _slider(name: str, options: list, **settings) -> ipywidgets.SelectionSlider:
