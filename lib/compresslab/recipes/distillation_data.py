@@ -45,28 +45,34 @@ CHOICES = {
 }
 
 
-def pool() -> dict[str, Dataset]:
-    """The sentences by part: text, and the label, -1 where there is none."""
-    train = load_reviews()["train"]
+def copies_of(texts: list[str], count: int) -> list[list[str]]:
+    """Copies of each text, in which words are replaced by those nearest in the token table."""
     model, tokenizer = load_classifier()
-    words = {word for text in train["text"] for word in split_words(text)}
+    words = {word for text in texts for word in split_words(text)}
     table = model.get_input_embeddings().weight
     near = nearest_words(words, tokenizer.get_vocab(), table, candidates=CANDIDATES)
     generator = torch.Generator().manual_seed(SEED)
-    reviews = {"few": train.select(range(FEW)), "rest": train.select(range(FEW, len(train)))}
-    parts = dict(reviews)
-    for name, data in reviews.items():
-        copies = augment(
-            data["text"], near, copies=COPIES, probability=PROBABILITY, generator=generator
-        )
+    return augment(texts, near, copies=count, probability=PROBABILITY, generator=generator)
+
+
+def transfer_texts() -> list[str]:
+    return [text for name in TRANSFER for text in load_transfer(name)["train"]["text"]]
+
+
+def pool() -> dict[str, Dataset]:
+    """The sentences by part: text, and the label, -1 where there is none."""
+    train = load_reviews()["train"]
+    copies = copies_of(train["text"], COPIES)
+    parts = {"transfer": unlabelled(transfer_texts())}
+    for name, rows in (("few", range(FEW)), ("rest", range(FEW, len(train)))):
+        parts[name] = train.select(rows)
         parts[f"{name} copies"] = Dataset.from_dict(
             {
-                "text": [copy for some in copies for copy in some],
-                "label": [label for label in data["label"] for _ in range(COPIES)],
+                "text": [copy for i in rows for copy in copies[i]],
+                "label": [train["label"][i] for i in rows for _ in range(COPIES)],
             }
         )
-    texts = [text for name in TRANSFER for text in load_transfer(name)["train"]["text"]]
-    return parts | {"transfer": unlabelled(texts)}
+    return parts
 
 
 def answered(names: tuple[str, ...], parts: dict[str, Dataset], answers: dict[str, Tensor]):

@@ -18,7 +18,7 @@ from ..corpora import load_reviews
 from ..measure import accuracy, correct_answers, count_flops
 from ..models import load_classifier
 from ..pruning.depth import keep_layers_
-from ..training import TextBatches, train
+from ..training import TextBatches, classification_loss, train
 from . import in_parallel, record
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
 
@@ -26,8 +26,10 @@ LAYERS = (6, 3, 2, 1)
 POINTS = 8  # of a learning curve
 
 
-def run(layers: int, teacher: torch.Tensor) -> dict:
-    """The learning curve of the lowest `layers` layers, for the compute of all six."""
+def run(layers: int, teacher: torch.Tensor | None) -> dict:
+    """The learning curve of the lowest `layers` layers, for the compute of all six; from labels
+    alone, if there is no teacher.
+    """
     reviews = load_reviews()
     model, tokenizer = load_classifier(adapter=None)
     torch.manual_seed(SEED)  # dropout
@@ -51,7 +53,7 @@ def run(layers: int, teacher: torch.Tensor) -> dict:
     train(
         model,
         TextBatches(reviews["train"], tokenizer, shuffle=True, seed=SEED),
-        distillation(teacher),
+        classification_loss if teacher is None else distillation(teacher),
         epochs=epochs,
         learning_rate=LEARNING_RATE,
         after_step=look,

@@ -1,0 +1,131 @@
+"""Case study: students to set beside DistilBERT and TinyBERT; distil, or train small.
+
+    python -m compresslab.recipes.distillation_sentiment
+
+Two students of the course's classifier, with a vocabulary trimmed to the training sentences: half
+of its layers and a factorized table, and two layers of half the width. Both learn from the
+teacher's answers to the reviews, to the sentences of the transfer sets, and to copies of the
+reviews in which words are replaced. Which shape the small one has, and how long both train, was
+decided on validation; test is measured once. Both go to the scoreboard.
+
+"Small on labels" has the same models and the same compute as `train_large`, without a teacher.
+About 90 minutes on two cores.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ..corpora import load_reviews, load_transfer
+from ..distillation.students import alternate_layers, build_student, first_layers
+from ..factorization.embedding import factorize_embedding_
+from ..factorization.vocabulary import count_tokens
+from ..measure import accuracy, correct_answers
+from ..models import load_classifier
+from ..scoreboard import row
+from . import in_parallel, record, train_large
+from .distillation_data import TRANSFER, answer_loss, copies_of, transfer_texts
+from .factorization_embeddings import NAME, smaller
+from .tuning import SEED, judge, teacher_answers, teacher_logits, tune_, unlabelled
+
+TOKENS, RANK = 8_000, 128
+COPIES = 10
+STUDENTS = {
+    "half the layers": {"layers": first_layers(6, 3), "rank": RANK, "epochs": 2, "rate": 3e-4},
+    "two narrow layers": {
+        "layers": alternate_layers(6, 2),
+        "width": 192,
+        "epochs": 6,
+        "rate": 1e-3,
+    },
+}
+SMALL = (3, 2, 1)  # layers, on labels
+
+
+def new_student(layers: list[int], *, width: int = 384, rank: int | None = None):
+    """A student of the classifier, and the tokenizer that goes with it; nothing is frozen."""
+    teacher, tokenizer = smaller(tokens=TOKENS)
+    teacher.config.vocab_size = len(tokenizer)
+    student = build_student(teacher, layers, width=width)
+    if rank is not None:
+        ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
+        factorize_embedding_(student, NAME, rank, counts=count_tokens(ids, len(tokenizer)))
+    return student, tokenizer
+
+
+def material() -> tuple[Dataset, Tensor]:
+    """What both learn from: sentences of three kinds, and the teacher's logits."""
+    texts = list(load_reviews()["train"]["text"])
+    copies = [copy for some in copies_of(texts, COPIES) for copy in some]
+    data = unlabelled(texts + copies + transfer_texts())
+    return data, teacher_logits(data)
+
+
+def run(name: str, data: Dataset, answers: Tensor, teacher: Tensor, path: Path) -> dict:
+    options = dict(STUDENTS[name])
+    epochs, rate = options.pop("epochs"), options.pop("rate")
+    student, tokenizer = new_student(**options)
+    validation = load_reviews()["validation"]
+
+    def validate(model: nn.Module) -> dict:
+        return judge(model, tokenizer, validation, teacher)
+
+    history = tune_(
+        student,
+        tokenizer,
+        answer_loss(answers),
+        data=data,
+        epochs=epochs,
+        learning_rate=rate,
+        validate=validate,
+    )
+    save_file(student.state_dict(), path)
+    transfer = {
+        other: accuracy(correct_answers(student, load_transfer(other)["test"], tokenizer)).value
+        for other in TRANSFER
+    }
+    return {"name": name, "learning_rate": rate, "history": history, "transfer": transfer}
+
+
+def main() -> None:
+    reviews, teacher = load_reviews(), teacher_answers()
+    dense, _ = load_classifier()
+    data, answers = material()
+    print(len(data), "sentences", flush=True)
+    runs, rows = [], []
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {name: Path(folder) / f"{i}.safetensors" for i, name in enumerate(STUDENTS)}
+        shared = {"data": data, "answers": answers, "teacher": teacher["validation"]}
+        tasks = [{"name": name, "path": path} | shared for name, path in paths.items()]
+        for result in in_parallel(run, tasks):
+            runs.append(result)
+            print(json.dumps(result), flush=True)
+        for name, path in paths.items():
+            shape = {k: v for k, v in STUDENTS[name].items() if k not in ("epochs", "rate")}
+            student, own = new_student(**shape)
+            student.load_state_dict(load_file(path))
+            rows.append(
+                row(
+                    f"distilled, {name}",
+                    lecture=5,
+                    model=student,
+                    dense=dense,
+                    data=reviews["test"],
+                    tokenizer=own,
+                    note=f"{TOKENS:,} tokens; {len(data):,} sentences answered by the classifier",
+                )
+            )
+    small = []
+    for result in in_parallel(train_large.run, [{"layers": n, "teacher": None} for n in SMALL]):
+        small.append(result)
+        print(json.dumps(result), flush=True)
+    figures = {"sentences": len(data), "copies": COPIES, "runs": runs, "small on labels": small}
+    print(record("distillation_sentiment", seed=SEED, figures=figures, models=rows))
+
+
+if __name__ == "__main__":
+    main()
