@@ -1,7 +1,12 @@
 """Small problems that tests of several methods share."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 
 def llama(**sizes):
@@ -18,3 +23,32 @@ def layer(rows, columns, tokens=200, seed=0):
     mix = torch.eye(columns) + 0.5 * torch.rand(columns, columns, generator=generator)
     x = torch.randn(tokens, columns, generator=generator) @ mix
     return torch.randn(rows, columns, generator=generator), x
+
+
+def classifier(*, seed=0, layers=2, width=8, heads=2, neurons=12, attention="eager"):
+    """A classifier in float64 and evaluation mode, always the same one for the same sizes."""
+    config = BertConfig(
+        vocab_size=40,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=neurons,
+        max_position_embeddings=16,
+        initializer_range=0.5,  # large, so that attention is not almost uniform
+        attn_implementation=attention,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForSequenceClassification(config).double().eval()
+
+
+def batch():
+    """Three sentences of up to 7 tokens; the second is padded by 4, the third by 2."""
+    ids = torch.randint(1, 40, (3, 7), generator=torch.Generator().manual_seed(1))
+    mask = (torch.arange(7) < torch.tensor([7, 3, 5])[:, None]).long()
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def randn(*shape, seed=0):
+    """Normal numbers in float64."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

@@ -4,8 +4,8 @@ from operator import itemgetter
 
 import pytest
 import torch
+from small import batch, classifier, llama
 from torch.nn import functional as F
-from transformers import BertConfig, BertForSequenceClassification
 
 from compresslab import recipes
 from compresslab.factorization.allocation import uniform_ranks
@@ -13,11 +13,15 @@ from compresslab.factorization.weighted_svd import whitened_svd
 from compresslab.layers import find_linears
 from compresslab.pruning.sparsegpt import collect_hessians
 from compresslab.recipes import (
+    distillation_data,
+    distillation_llm,
+    distillation_objectives,
+    distillation_targets,
     factorization_oneshot,
     in_parallel,
     quantization_latency,
 )
-from compresslab.recipes.tuning import distillation, smallest
+from compresslab.recipes.tuning import distillation, judge, smallest, unlabelled
 
 
 def threads(number: int) -> tuple[int, int]:
@@ -115,13 +119,8 @@ def test_a_peer_too_slow_for_rounds_is_timed_once(monkeypatch):
 
 
 def test_damage_is_what_a_cut_of_one_layer_does_to_the_answers_by_its_squared_error():
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = BertForSequenceClassification(
-            BertConfig(**sizes, intermediate_size=32, vocab_size=50, initializer_range=0.5)
-        ).eval()
-    ids = torch.randint(50, (40, 8), generator=torch.Generator().manual_seed(0))
+    model = classifier(width=16, neurons=32).float()
+    ids = torch.randint(40, (40, 8), generator=torch.Generator().manual_seed(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     hessians = {
         name.removeprefix("bert.encoder."): h for name, h in collect_hessians(model, [ids]).items()
@@ -145,3 +144,88 @@ def test_damage_is_what_a_cut_of_one_layer_does_to_the_answers_by_its_squared_er
         far, off = (whole * (whole / answers()).log()).sum(-1).mean(), weight - linear.weight
         damped = h + 0.01 * h.diagonal().mean() * torch.eye(32)
     assert damage[name] == pytest.approx((far / ((off @ damped) * off).sum()).item(), rel=1e-2)
+
+
+TEACHER, LABELS = torch.tensor([[0.0, 3.0], [2.0, 1.0]]), torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("labels", lambda z: F.cross_entropy(z, LABELS)),
+        ("smoothed labels", lambda z: F.cross_entropy(z, LABELS, label_smoothing=0.1)),
+        ("teacher, T = 1", lambda z: soft(z, 1.0)),
+        ("teacher, T = 8", lambda z: soft(z, 8.0)),
+        ("labels and teacher", lambda z: (F.cross_entropy(z, LABELS) + soft(z, 2.0)) / 2),
+    ],
+)
+def test_each_target_has_its_loss(target, expected):
+    logits = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    few = {"input_ids": None, "attention_mask": None, "labels": LABELS}
+    loss = distillation_targets.loss_for(target, TEACHER.flip(0))
+    value = loss(Fixed(logits), few | {"rows": torch.tensor([1, 0])})
+    torch.testing.assert_close(value, expected(logits))
+
+
+def soft(logits, temperature):
+    log_q, p = (logits / temperature).log_softmax(-1), (TEACHER / temperature).softmax(-1)
+    return temperature**2 * F.kl_div(log_q, p, reduction="batchmean")
+
+
+def test_every_objective_is_zero_for_a_student_that_is_its_teacher_but_for_the_labels(monkeypatch):
+    monkeypatch.setattr(distillation_objectives, "RELATION_HEADS", 4)
+    monkeypatch.setattr(distillation_objectives, "LAYERS", 2)
+    teacher, student = classifier(), classifier()
+    student.projection = torch.nn.Identity()
+    few = batch() | {"labels": torch.tensor([0, 1, 0])}
+    hard = F.cross_entropy(teacher(**batch()).logits, few["labels"])
+    terms = {term for halves in distillation_objectives.OBJECTIVES.values() for half in halves
+             for term in half}  # fmt: skip
+    assert len(terms) == 8
+    for term in terms:
+        value = distillation_objectives.loss_for((term,), teacher)(student, few)
+        expected = hard if term == "hard" else torch.zeros(())
+        torch.testing.assert_close(value.double(), expected.double(), atol=1e-9, rtol=1e-9)
+    with torch.no_grad():
+        student.bert.encoder.layer[0].attention.self.query.weight.mul_(2.0)
+        student.bert.encoder.layer[1].attention.self.value.weight.mul_(0.5)
+        student.bert.embeddings.word_embeddings.weight.mul_(0.5)
+    each = {
+        term: distillation_objectives.loss_for((term,), teacher)(student, few) for term in terms
+    }
+    assert all(value > 1e-4 for value in each.values()), each
+    both = distillation_objectives.loss_for(("soft", "attention"), teacher)(student, few)
+    torch.testing.assert_close(both, each["soft"] + each["attention"])
+
+
+def test_what_a_student_sees_is_every_sentence_as_often_with_the_answer_to_it(monkeypatch):
+    monkeypatch.setattr(distillation_data, "SEEN", 12)
+    parts = {"few": unlabelled(["a", "b"]), "rest": unlabelled(["c"]), "other": unlabelled(["d"])}
+    answers = {"few": torch.tensor([[1.0], [2.0]]), "rest": torch.tensor([[3.0]]), "other": None}
+    data, logits = distillation_data.answered(("few", "rest"), parts, answers)
+    assert sorted(data["text"]) == [*"aaaabbbbcccc"]
+    assert [" abc"[int(value)] for value in logits] == list(data["text"])
+
+
+def test_a_student_is_judged_by_labels_and_by_its_teacher(monkeypatch):
+    logits = torch.tensor([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0]])
+    monkeypatch.setattr("compresslab.recipes.tuning.predict", lambda model, batches: logits)
+    monkeypatch.setattr("compresslab.recipes.tuning.TextBatches", lambda data, tokenizer: None)
+    found = judge(
+        None, None, {"label": [1, 0, 0]}, torch.tensor([[0.0, 1.0], [0.0, 3.0], [0, 2.0]])
+    )
+    assert found["accuracy"] == found["agreement"] == pytest.approx(2 / 3)
+    assert found["divergence"] > 0.1
+    assert found["surprise"] == pytest.approx(
+        F.cross_entropy(logits, torch.tensor([1, 0, 0])).item()
+    )
+
+
+def test_a_language_model_is_taught_at_every_position_whose_target_is_inside_the_window():
+    teacher, ids = llama(hidden_size=16, intermediate_size=24), torch.arange(12).view(2, 6)
+    loss = distillation_llm.token_level(teacher)
+    assert loss(teacher, {"input_ids": ids}) < 1e-6
+    other = llama(hidden_size=16, intermediate_size=20)
+    log_q, log_p = (m(input_ids=ids).logits[:, :-1].log_softmax(-1) for m in (other, teacher))
+    expected = F.kl_div(log_q, log_p, log_target=True, reduction="sum") / 10
+    torch.testing.assert_close(loss(other, {"input_ids": ids}), expected)

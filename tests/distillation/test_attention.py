@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_classifier import batch, build, randn
+from small import batch, classifier, randn
 from torch import nn
 from torch.nn import functional as F
 
@@ -10,7 +10,7 @@ MASK = batch()["attention_mask"]
 
 
 def test_the_softmax_of_observed_scores_is_what_transformers_reports():
-    model, data = build(), batch()
+    model, data = classifier(), batch()
     with torch.no_grad(), observe_heads(model) as seen:
         reported = model(**data, output_attentions=True).attentions
     assert list(seen) == [0, 1]
@@ -24,7 +24,7 @@ def test_the_softmax_of_observed_scores_is_what_transformers_reports():
 
 
 def test_with_the_values_they_give_the_layers_attention():
-    model, data = build(), batch()
+    model, data = classifier(), batch()
     outputs = []
     handle = model.bert.encoder.layer[1].attention.self.register_forward_hook(
         lambda module, args, output: outputs.append(output[0])
@@ -40,7 +40,7 @@ def test_with_the_values_they_give_the_layers_attention():
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_every_form_of_attention_is_observed_and_the_answer_stays(attention):
-    model, data = build(attention=attention), batch()
+    model, data = classifier(attention=attention), batch()
     with torch.no_grad():
         before = model(**data).logits
         with observe_heads(model) as seen:
@@ -57,14 +57,14 @@ def test_every_form_of_attention_is_observed_and_the_answer_stays(attention):
 
 
 def test_hooks_go_even_after_an_error():
-    model = build()
+    model = classifier()
     with pytest.raises(RuntimeError, match="stop"), observe_heads(model):
         raise RuntimeError("stop")
     assert not any(m._forward_hooks for m in model.modules())
 
 
 def test_a_loss_on_scores_trains_queries_and_keys():
-    student, teacher, data = build(seed=0), build(seed=1, layers=3), batch()
+    student, teacher, data = classifier(seed=0), classifier(seed=1, layers=3), batch()
     with observe_heads(student) as ours:
         student(**data)
     with torch.no_grad(), observe_heads(teacher) as theirs:

@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_classifier import randn
+from small import randn
 
 from compresslab.distillation.augmentation import augment, nearest_words, split_words
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_classifier import randn
+from small import randn
 
 from compresslab.distillation.decoupled import decoupled_loss, decoupled_parts
 from compresslab.distillation.soft_targets import soft_target_loss

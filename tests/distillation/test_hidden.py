@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_classifier import batch, build, randn
+from small import batch, classifier, randn
 from torch import nn
 from torch.nn import functional as F
 
@@ -95,7 +95,7 @@ def test_uniform_layers_are_the_papers_and_end_with_the_last():
 
 def test_the_states_of_real_models_are_matched_layer_by_layer():
     """A student that is the teacher's layers 1 and 3, told to learn from others and from itself."""
-    teacher, data = build(layers=4), batch()
+    teacher, data = classifier(layers=4), batch()
     with torch.no_grad():
         theirs = teacher(**data, output_hidden_states=True).hidden_states
     assert len(theirs) == 5

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from tiny_classifier import randn
+from small import randn
 from torch.nn import functional as F
 
 from compresslab.distillation.labels import smooth_labels, smoothed_loss

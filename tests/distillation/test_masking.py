@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_classifier import batch, randn
+from small import batch, randn
 
 from compresslab.distillation.masking import check_same, masked_mean, pairs
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from tiny_classifier import batch, build, randn
+from small import batch, classifier, randn
 from torch.nn import functional as F
 
 from compresslab.distillation.attention import Heads, observe_heads
@@ -119,8 +119,8 @@ def test_gradients_are_right_and_none_reaches_the_teacher():
 
 
 def test_a_narrow_student_learns_a_wide_teachers_last_layer():
-    teacher, data = build(layers=3, width=16, heads=4), batch()
-    student = build(seed=1, layers=2, width=8, heads=2)
+    teacher, data = classifier(layers=3, width=16, heads=4), batch()
+    student = classifier(seed=1, layers=2, width=8, heads=2)
     with torch.no_grad(), observe_heads(teacher) as theirs:
         teacher(**data)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.02)

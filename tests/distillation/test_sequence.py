@@ -3,7 +3,7 @@ import copy
 import pytest
 import small
 import torch
-from tiny_classifier import randn
+from small import randn
 from torch.nn import functional as F
 
 from compresslab.distillation.sequence import continue_texts, sequence_loss, token_loss

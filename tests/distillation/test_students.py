@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from tiny_classifier import batch, build
+from small import batch, classifier
 from torch import nn
 
 from compresslab.distillation.students import (
@@ -18,7 +18,7 @@ from compresslab.pruning.depth import keep_layers
 
 @pytest.fixture
 def teacher():
-    return build(layers=4, width=16, heads=4, neurons=24)
+    return classifier(layers=4, width=16, heads=4, neurons=24)
 
 
 def logits(model):
@@ -138,7 +138,7 @@ def test_as_many_heads_in_less_width_take_dimensions_out_of_each(teacher):
 
 def test_what_is_cut_out_is_what_matters_not_where_it_stands():
     """A teacher whose other dimensions are zero everywhere: the attention stays exactly."""
-    teacher = build(layers=1, width=16, heads=4, neurons=24)
+    teacher = classifier(layers=1, width=16, heads=4, neurons=24)
     attention = teacher.bert.encoder.layer[0].attention.self
     with torch.no_grad():
         for linear_ in (attention.query, attention.key):

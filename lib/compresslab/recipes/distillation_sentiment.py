@@ -2,8 +2,8 @@
 
     python -m compresslab.recipes.distillation_sentiment
 
-Two students of the course's classifier, with a vocabulary trimmed to the training sentences: half
-of its layers and a factorized table, and two layers of half the width. Both learn from the
+Two students of the course's classifier, with a trimmed vocabulary and a factorized table: half of
+its layers, and two layers of half the width. Both learn from the
 teacher's answers to the reviews, to the sentences of the transfer sets, and to copies of the
 reviews in which words are replaced. Which shape the small one has, and how long both train, was
 decided on validation; test is measured once. Both go to the scoreboard.
@@ -32,28 +32,28 @@ from .distillation_data import TRANSFER, answer_loss, copies_of, transfer_texts
 from .factorization_embeddings import NAME, smaller
 from .tuning import SEED, judge, teacher_answers, teacher_logits, tune_, unlabelled
 
-TOKENS, RANK = 8_000, 128
+TOKENS = 16_000
 COPIES = 10
-STUDENTS = {
-    "half the layers": {"layers": first_layers(6, 3), "rank": RANK, "epochs": 2, "rate": 3e-4},
-    "two narrow layers": {
-        "layers": alternate_layers(6, 2),
-        "width": 192,
-        "epochs": 6,
-        "rate": 1e-3,
-    },
+STUDENTS = {  # name -> shape, and how it is trained
+    "half the layers": (
+        {"layers": first_layers(6, 3), "rank": 128},
+        {"epochs": 2, "learning_rate": 3e-4},
+    ),
+    "two narrow layers": (
+        {"layers": alternate_layers(6, 2), "rank": 96, "width": 192, "intermediate": 512},
+        {"epochs": 6, "learning_rate": 1e-3},
+    ),
 }
 SMALL = (3, 2, 1)  # layers, on labels
 
 
-def new_student(layers: list[int], *, width: int = 384, rank: int | None = None):
+def new_student(layers: list[int], *, rank: int, **shape):
     """A student of the classifier, and the tokenizer that goes with it; nothing is frozen."""
     teacher, tokenizer = smaller(tokens=TOKENS)
     teacher.config.vocab_size = len(tokenizer)
-    student = build_student(teacher, layers, width=width)
-    if rank is not None:
-        ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
-        factorize_embedding_(student, NAME, rank, counts=count_tokens(ids, len(tokenizer)))
+    student = build_student(teacher, layers, **shape)
+    ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
+    factorize_embedding_(student, NAME, rank, counts=count_tokens(ids, len(tokenizer)))
     return student, tokenizer
 
 
@@ -66,29 +66,22 @@ def material() -> tuple[Dataset, Tensor]:
 
 
 def run(name: str, data: Dataset, answers: Tensor, teacher: Tensor, path: Path) -> dict:
-    options = dict(STUDENTS[name])
-    epochs, rate = options.pop("epochs"), options.pop("rate")
-    student, tokenizer = new_student(**options)
+    shape, training = STUDENTS[name]
+    student, tokenizer = new_student(**shape)
     validation = load_reviews()["validation"]
 
     def validate(model: nn.Module) -> dict:
         return judge(model, tokenizer, validation, teacher)
 
     history = tune_(
-        student,
-        tokenizer,
-        answer_loss(answers),
-        data=data,
-        epochs=epochs,
-        learning_rate=rate,
-        validate=validate,
+        student, tokenizer, answer_loss(answers), data=data, validate=validate, **training
     )
     save_file(student.state_dict(), path)
     transfer = {
         other: accuracy(correct_answers(student, load_transfer(other)["test"], tokenizer)).value
         for other in TRANSFER
     }
-    return {"name": name, "learning_rate": rate, "history": history, "transfer": transfer}
+    return {"name": name, "history": history, "transfer": transfer} | training
 
 
 def main() -> None:
@@ -105,8 +98,7 @@ def main() -> None:
             runs.append(result)
             print(json.dumps(result), flush=True)
         for name, path in paths.items():
-            shape = {k: v for k, v in STUDENTS[name].items() if k not in ("epochs", "rate")}
-            student, own = new_student(**shape)
+            student, own = new_student(**STUDENTS[name][0])
             student.load_state_dict(load_file(path))
             rows.append(
                 row(
