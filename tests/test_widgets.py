@@ -159,7 +159,7 @@ MILD = {
     "text": "Mild <praise>, and more of it than fits a label.",
     "label": 1,
     "teacher": torch.tensor([0.0, 1.0]),
-    "student": torch.tensor([1.0, 0.0]),
+    "student": torch.tensor([2.0, 0.0]),
 }
 SURE = MILD | {"text": "Short.", "teacher": torch.tensor([0.0, 9.0])}
 
@@ -171,9 +171,9 @@ def test_the_temperature_explorer_prints_what_autograd_finds():
     loss.backward()
     text = temperature_report(**MILD, temperature=4)
     assert f"T² KL = {loss:.3f}" in text
-    assert f"<th>gradient<td>{student.grad[1]:+.3f}; of the label alone -0.731" in text
+    assert f"<th>gradient<td>{student.grad[1]:+.3f}; of the label alone -0.881" in text
     assert "56 % positive" in text
-    assert "44 % positive" in text
+    assert "38 % positive" in text
     assert "Mild &lt;praise&gt;" in text
     assert "label: <b>positive</b>" in text
 
