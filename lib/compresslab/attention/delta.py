@@ -43,7 +43,6 @@ from .recurrence import (
     all_wide,
     check_rate,
     check_shape,
-    check_text,
     initial,
     over_chunks,
     over_tokens,
@@ -155,7 +154,6 @@ def _decays(log_decay: Tensor) -> Tensor:
 
 def _check(query, key, value, beta, log_decay, state) -> tuple[Tensor, Tensor]:
     check_heads(query, key, value)
-    check_text("key", key, "(batch, heads, time, dim)")
     check_shape("beta", beta, key.shape[:3])
     log_decay = torch.zeros_like(beta) if log_decay is None else log_decay
     check_shape("log_decay", log_decay, key.shape[:3])

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from ..layers import wide
 from .common import check_heads
-from .recurrence import all_wide, check_shape, check_text, initial, over_chunks, over_tokens
+from .recurrence import all_wide, check_shape, initial, over_chunks, over_tokens
 
 
 def retention_decay(heads: int) -> Tensor:
@@ -135,7 +135,6 @@ def _all_at_once(state: Tensor, query: Tensor, key: Tensor, value: Tensor, decay
 
 def _check(query, key, value, decay, state) -> Tensor:
     check_heads(query, key, value)
-    check_text("key", key, "(batch, heads, time, dim)")
     check_shape("decay", decay, key.shape[1:2])
     if (decay < 0).any() or (decay > 1).any():
         raise ValueError(f"decay must be 0 to 1, not {decay.tolist()}")

@@ -20,17 +20,25 @@ from ..corpora import load_reviews, load_transfer
 from ..distillation.augmentation import augment, nearest_words, split_words
 from ..distillation.soft_targets import soft_target_loss
 from ..distillation.students import build_student, first_layers
-from ..measure import accuracy, correct_answers
 from ..models import load_classifier
 from ..training import classification_loss
 from . import in_parallel, record
 from .distillation_targets import LAYERS
-from .tuning import SEED, Loss, judge, logits_of, teacher_answers, teacher_logits, tune_, unlabelled
+from .tuning import (
+    SEED,
+    TRANSFER,
+    Loss,
+    judge,
+    logits_of,
+    teacher_logits,
+    transfer_accuracy,
+    tune_,
+    unlabelled,
+)
 
 FEW = 1_000  # labels, where most of the reviews have none
 COPIES, CANDIDATES, PROBABILITY = 5, 15, 0.4
 SEEN = 42_000
-TRANSFER = ("products", "tweets", "news")
 # What the student reads -> the parts of the pool, and whether labels or the teacher's answers.
 CHOICES = {
     "1,000 labels": (("few",), "labels"),
@@ -94,7 +102,7 @@ def run(
     name: str,
     parts: dict[str, Dataset],
     answers: dict[str, Tensor],
-    teacher: dict[str, Tensor],
+    teacher: Tensor,
 ) -> dict:
     names, kind = CHOICES[name]
     data, logits = answered(names, parts, answers)
@@ -103,21 +111,17 @@ def run(
     student.bert.embeddings.requires_grad_(False)
     loss = classification_loss if kind == "labels" else answer_loss(logits)
     tune_(student, tokenizer, loss, data=data, epochs=1)
-    transfer = {
-        other: accuracy(correct_answers(student, load_transfer(other)["test"], tokenizer)).value
-        for other in TRANSFER
-    }
-    found = judge(student, tokenizer, load_reviews()["validation"], teacher["validation"])
+    found = judge(student, tokenizer, load_reviews()["validation"], teacher)
     return {
         "name": name,
         "kind": kind,
         "sentences": sum(len(parts[part]) for part in names),
-        "transfer": transfer,
+        "transfer": transfer_accuracy(student, tokenizer),
     } | found
 
 
 def main() -> None:
-    teacher, parts = teacher_answers(), pool()
+    teacher, parts = teacher_logits(load_reviews()["validation"]), pool()
     answers = {name: teacher_logits(data) for name, data in parts.items()}
     copies, kept = answers["rest copies"].argmax(-1), torch.tensor(parts["rest copies"]["label"])
     own = answers["rest"].argmax(-1).repeat_interleave(COPIES)

@@ -35,7 +35,7 @@ from ..models import load_classifier
 from ..training import Batch
 from . import in_parallel, record
 from .distillation_students import HIGH
-from .tuning import SEED, Loss, judge, teacher_answers, tune_
+from .tuning import SEED, Loss, judge, teacher_logits, tune_
 
 LAYERS, WIDTH = 3, 192
 EPOCHS = 2  # of each half
@@ -99,7 +99,7 @@ def loss_for(terms: tuple[str, ...], teacher: nn.Module) -> Loss:
     return loss
 
 
-def run(name: str, start: str, teacher: dict[str, Tensor]) -> dict:
+def run(name: str, start: str, teacher: Tensor) -> dict:
     reviews, (classifier, tokenizer) = load_reviews(), load_classifier()
     generator = torch.Generator().manual_seed(SEED)
     student = build_student(
@@ -111,13 +111,13 @@ def run(name: str, start: str, teacher: dict[str, Tensor]) -> dict:
     for terms in OBJECTIVES[name]:
         loss = loss_for(terms, classifier)
         history = tune_(student, tokenizer, loss, epochs=EPOCHS, learning_rate=HIGH)
-        found = judge(student, tokenizer, reviews["validation"], teacher["validation"])
+        found = judge(student, tokenizer, reviews["validation"], teacher)
         halves.append({"losses": [entry["loss"] for entry in history]} | found)
     return {"name": name, "start": start, "terms": OBJECTIVES[name], "halves": halves}
 
 
 def main() -> None:
-    teacher = teacher_answers()
+    teacher = teacher_logits(load_reviews()["validation"])
     tasks = [{"name": n, "start": "teacher", "teacher": teacher} for n in OBJECTIVES]
     tasks += [{"name": n, "start": "random", "teacher": teacher} for n in FROM_NOTHING]
     runs = []

@@ -20,17 +20,16 @@ from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ..corpora import load_reviews, load_transfer
+from ..corpora import load_reviews
 from ..distillation.students import alternate_layers, build_student, first_layers
 from ..factorization.embedding import factorize_embedding_
 from ..factorization.vocabulary import count_tokens
-from ..measure import accuracy, correct_answers
 from ..models import load_classifier
 from ..scoreboard import row
 from . import in_parallel, record, train_large
-from .distillation_data import TRANSFER, answer_loss, copies_of, transfer_texts
+from .distillation_data import answer_loss, copies_of, transfer_texts
 from .factorization_embeddings import NAME, smaller
-from .tuning import SEED, judge, teacher_answers, teacher_logits, tune_, unlabelled
+from .tuning import SEED, judge, teacher_logits, transfer_accuracy, tune_, unlabelled
 
 TOKENS = 16_000
 COPIES = 10
@@ -77,22 +76,23 @@ def run(name: str, data: Dataset, answers: Tensor, teacher: Tensor, path: Path) 
         student, tokenizer, answer_loss(answers), data=data, validate=validate, **training
     )
     save_file(student.state_dict(), path)
-    transfer = {
-        other: accuracy(correct_answers(student, load_transfer(other)["test"], tokenizer)).value
-        for other in TRANSFER
-    }
-    return {"name": name, "history": history, "transfer": transfer} | training
+    return {
+        "name": name,
+        "history": history,
+        "transfer": transfer_accuracy(student, tokenizer),
+    } | training
 
 
 def main() -> None:
-    reviews, teacher = load_reviews(), teacher_answers()
+    reviews = load_reviews()
+    teacher = teacher_logits(reviews["validation"])
     dense, _ = load_classifier()
     data, answers = material()
     print(len(data), "sentences", flush=True)
     runs, rows = [], []
     with tempfile.TemporaryDirectory() as folder:
         paths = {name: Path(folder) / f"{i}.safetensors" for i, name in enumerate(STUDENTS)}
-        shared = {"data": data, "answers": answers, "teacher": teacher["validation"]}
+        shared = {"data": data, "answers": answers, "teacher": teacher}
         tasks = [{"name": name, "path": path} | shared for name, path in paths.items()]
         for result in in_parallel(run, tasks):
             runs.append(result)

@@ -20,13 +20,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from ..corpora import LABELS, load_reviews
 from ..distillation.students import build_student, first_layers
 from ..factorization.lora import add_lora_
-from ..measure import count_parameters, predict
+from ..measure import count_parameters
 from ..models import language_model_folder, load_classifier
-from ..training import TextBatches, classification_loss
+from ..training import classification_loss
 from . import in_parallel, record
 from .distillation_targets import SEEDS, loss_for
 from .distillation_targets import run as teach
-from .tuning import EPOCHS, LEARNING_RATE, SEED, judge, teacher_answers, tune_
+from .tuning import EPOCHS, LEARNING_RATE, SEED, answers_of, judge, teacher_answers, tune_
 
 TARGET = "teacher, T = 2"
 SMALL = 3  # layers of the small teacher
@@ -45,14 +45,6 @@ def large() -> tuple[nn.Module, object]:
     add_lora_(model.model, rank=LORA_RANK, generator=generator)
     model.score.requires_grad_(True)
     return model, tokenizer
-
-
-def answers_of(model: nn.Module, tokenizer) -> dict[str, Tensor]:
-    reviews = load_reviews()
-    return {
-        split: predict(model, TextBatches(reviews[split], tokenizer))
-        for split in ("train", "validation")
-    }
 
 
 def tuned(kind: str) -> tuple[dict, dict[str, Tensor]]:
@@ -83,13 +75,17 @@ def describe(name: str, model: nn.Module, answers: dict[str, Tensor]) -> dict:
     }
 
 
-def reborn(teacher: dict[str, Tensor] | None) -> tuple[dict, dict[str, Tensor]]:
-    """All six layers, from the pretrained model, taught, or without a teacher; and their logits."""
+def reborn(
+    teacher: dict[str, Tensor] | None, classifier: dict[str, Tensor]
+) -> tuple[dict, dict[str, Tensor]]:
+    """All six layers, from the pretrained model, taught, or without a teacher; and their logits.
+    They are judged beside the classifier, whose logits come second.
+    """
     reviews, (model, tokenizer) = load_reviews(), load_classifier(adapter=None)
     model.bert.embeddings.requires_grad_(False)
     loss = classification_loss if teacher is None else loss_for(TARGET, teacher["train"])
     tune_(model, tokenizer, loss)
-    found = judge(model, tokenizer, reviews["validation"], teacher_answers()["validation"])
+    found = judge(model, tokenizer, reviews["validation"], classifier["validation"])
     return found, answers_of(model, tokenizer)
 
 
@@ -106,8 +102,9 @@ def main() -> None:
     for (kind, _), result in zip(pairs, in_parallel(teach, tasks), strict=True):
         students.append({"teacher": kind} | result)
         print(json.dumps(students[-1]), flush=True)
-    (labels, _), (first, logits) = in_parallel(reborn, [{"teacher": None}, {"teacher": own}])
-    [(second, _)] = in_parallel(reborn, [{"teacher": logits}])
+    tasks = [{"teacher": teacher, "classifier": own} for teacher in (None, own)]
+    (labels, _), (first, logits) = in_parallel(reborn, tasks)
+    [(second, _)] = in_parallel(reborn, [{"teacher": logits, "classifier": own}])
     figures = {
         "epochs": EPOCHS,
         "teachers": teachers,

@@ -28,10 +28,18 @@ from ..measure import accuracy, bytes_on_disk, compare_accuracy, correct_answers
 from ..models import load_classifier, rebuild_tokenizer
 from ..scoreboard import row
 from . import in_parallel, record
-from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
+from .tuning import (
+    EPOCHS,
+    LEARNING_RATE,
+    SEED,
+    TRANSFER,
+    distillation,
+    smallest,
+    teacher_logits,
+    tune_,
+)
 
 NAME = "bert.embeddings.word_embeddings"
-TRANSFER = ("products", "tweets", "news")
 CHOICES = [
     *(
         {"rank": rank, "weighted": weighted}

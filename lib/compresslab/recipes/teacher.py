@@ -10,12 +10,13 @@ rate is picked on validation; test is measured once, at the end. The adapter goe
 import torch
 from safetensors.torch import save_file
 
-from ..corpora import load_reviews, load_transfer
+from ..corpora import load_reviews
 from ..factorization.lora import lora_state
 from ..measure import accuracy, correct_answers
 from ..models import ADAPTER, add_adapter_, load_classifier
 from ..training import TextBatches, train
 from . import record
+from .tuning import transfer_accuracy
 
 SEED = 0
 RANK = 8
@@ -49,17 +50,13 @@ def main() -> None:
     save_file(best[2], ADAPTER)
     model, _ = load_classifier()
     test = accuracy(correct_answers(model, reviews["test"], tokenizer))
-    transfer = {
-        name: accuracy(correct_answers(model, load_transfer(name)["test"], tokenizer)).value
-        for name in ("products", "tweets", "news")
-    }
     figures = {
         "rank": RANK,
         "learning_rate": best[1],
         "runs": runs,
         "validation": best[0],
         "test": vars(test),
-        "transfer": transfer,
+        "transfer": transfer_accuracy(model, tokenizer),
     }
     print(record("teacher", seed=SEED, figures=figures), test)
 

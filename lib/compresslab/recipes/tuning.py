@@ -7,15 +7,16 @@ from datasets import Dataset
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..corpora import load_reviews
+from ..corpora import load_reviews, load_transfer
 from ..distillation.soft_targets import soft_target_loss
-from ..measure import predict
+from ..measure import accuracy, correct_answers, predict
 from ..models import load_classifier
 from ..training import Batch, TextBatches, train
 
 SEED = 0
 EPOCHS = 2
 LEARNING_RATE = 2e-4
+TRANSFER = ("products", "tweets", "news")
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -26,10 +27,26 @@ def teacher_logits(data: Dataset | None = None) -> Tensor:
     return predict(model, TextBatches(data, tokenizer))
 
 
-def teacher_answers() -> dict[str, Tensor]:
-    """Its logits on the training and the validation sentences, by the name of the split."""
+def answers_of(model: nn.Module, tokenizer) -> dict[str, Tensor]:
+    """A model's logits on the training and the validation sentences, by the name of the split."""
     reviews = load_reviews()
-    return {split: teacher_logits(reviews[split]) for split in ("train", "validation")}
+    return {
+        split: predict(model, TextBatches(reviews[split], tokenizer))
+        for split in ("train", "validation")
+    }
+
+
+def teacher_answers() -> dict[str, Tensor]:
+    """Those of the course's classifier."""
+    return answers_of(*load_classifier())
+
+
+def transfer_accuracy(model: nn.Module, tokenizer) -> dict[str, float]:
+    """On the test half of each transfer set."""
+    return {
+        name: accuracy(correct_answers(model, load_transfer(name)["test"], tokenizer)).value
+        for name in TRANSFER
+    }
 
 
 def unlabelled(texts: list[str]) -> Dataset:
