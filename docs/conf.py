@@ -124,6 +124,7 @@ if repository:
     }
 html_context = {"default_mode": "auto"}
 add_module_names = False
+templates_path = ["_templates"]
 html_static_path = ["_static"]
 html_favicon = "_static/favicon.svg"
 html_css_files = ["site.css"]

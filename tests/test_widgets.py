@@ -13,9 +13,13 @@ from compresslab.assets import DATA
 from compresslab.quantization.affine import fake_quantize, quantize_tensor
 from compresslab.quantization.floats import FLOAT8_E4M3
 from compresslab.quantization.linear import PackedLinear
+from compresslab.sharing.codebooks import CodebookLinear, cluster
 from compresslab.storage import save
 from compresslab.widgets import (
+    codebook_picture,
+    codebook_report,
     error_picture,
+    explore_codebook,
     explore_memory,
     explore_outliers,
     explore_quantization,
@@ -332,3 +336,42 @@ def test_the_spectrum_has_as_many_blue_bars_as_are_kept():
     assert blue.any(axis=0).sum() == 10
     assert grey.any(axis=0).sum() == 30
     assert blue[:, 0].sum() == 20 > grey[:, -1].sum() == 2
+
+
+# ---------------------------------------------------------------- codebooks
+
+
+def test_the_codebook_report_says_what_is_stored_and_lost():
+    weight = torch.randn(24, 32, generator=torch.Generator().manual_seed(0))
+    found = cluster(weight, bits=2)
+    text = codebook_report(weight, found, "linear")
+    stored = sum(tensor.nbytes for tensor in CodebookLinear(found).state_dict().values())
+    assert f" {100 * stored / weight.nbytes:.2g} % of float32's" in text
+    shares = torch.bincount(found.codes.flatten().long()) / 768
+    coded = -(shares * shares.log2()).sum() * 768 / 8 + 4 * 4
+    assert f"at the entropy {100 * coded / weight.nbytes:.2g} %" in text
+    for values in (found.reconstruct(), fake_quantize(weight, bits=2, granularity="tensor")):
+        assert f"{100 * (weight - values).norm() / weight.norm():.0f} %" in text
+    worst = (weight - found.reconstruct()).abs().max() / weight.std()
+    assert f"{worst:.2g} standard deviations" in text
+    assert f"{int(768 * shares.min() + 0.5)} of 768 weights" in text
+
+
+def test_the_codebook_picture_has_a_line_for_each_centroid_where_it_is():
+    weight = torch.linspace(-1, 1, 200).repeat(50)
+    image = pixels(codebook_picture(weight, torch.tensor([-0.5, 0.5]), width=40, height=20))
+    blue = (image[..., 2] > 0.6) & (image[..., 0] < 0.1)
+    assert blue.all(axis=0).nonzero()[0].tolist() == [10, 30]
+    grey = (image[..., 0] > 0.5) & (image[..., 0] < 0.7)
+    assert grey.all(axis=0).sum() > 30  # as many weights of each size
+
+
+def test_the_codebook_explorer_answers_both_controls():
+    explorer = explore_codebook(torch.randn(16, 64, generator=torch.Generator().manual_seed(1)))
+    seen = set()
+    for bits in (1, 3, 8):
+        for start in ("linear", "density", "random"):
+            explorer.controls["bits"].value = bits
+            explorer.controls["start"].value = start
+            seen.add(explorer.shown.value)
+    assert len(seen) == 9

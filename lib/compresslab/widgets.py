@@ -20,6 +20,8 @@ from .measure import compare_latency
 from .pruning.masks import keep_largest
 from .quantization.affine import fake_quantize, quantize_tensor
 from .quantization.llm_int8 import llm_int8_matmul
+from .sharing.codebooks import Clustered, cluster, clustered_bytes
+from .sharing.huffman import entropy
 
 
 def explore_memory() -> Explorer:
@@ -456,6 +458,67 @@ def temperature_report(
         f"<div><p>{escape(text)}<br>label: <b>{LABELS[label]}</b>; T = {temperature:g}</p>"
         f"<table>{cells}</table></div>"
     )
+
+
+def explore_codebook(weight: Tensor) -> Explorer:
+    """Bits and start -> the centroids among a matrix's weights, bytes, and the size of the error.
+
+    Args:
+        weight: a matrix (out_features, in_features).
+    """
+    controls = {
+        "bits": _slider("bits", [1, 2, 3, 4, 5, 6, 8], value=3),
+        "start": ipywidgets.ToggleButtons(
+            options=["linear", "density", "random"], description="start"
+        ),
+    }
+
+    def answer(bits: int, start: str) -> str:
+        generator = torch.Generator().manual_seed(0)
+        found = cluster(weight, bits=bits, start=start, generator=generator)
+        return codebook_picture(weight, found.codebook[0]) + codebook_report(weight, found, start)
+
+    return Explorer("Where do the centroids end?", controls, answer)
+
+
+def codebook_picture(
+    weight: Tensor, codebook: Tensor, *, width: int = 192, height: int = 40
+) -> str:
+    """How many weights there are of each size, up to the largest, as bars on a scale of
+    logarithms, and the centroids (clusters,) as blue lines, as <img>.
+    """
+    reach = weight.abs().max().item()
+    counts = torch.histc(weight.detach().float(), width, min=-reach, max=reach)
+    tall = (counts + 1).log() / (counts.max() + 1).log() * height
+    colours = torch.ones(height, width, 4)
+    colours[torch.arange(height, 0, -1)[:, None] <= tall] = torch.tensor([0.6, 0.6, 0.6, 1.0])
+    places = ((codebook + reach) / (2 * reach) * width).long().clamp(0, width - 1)
+    colours[:, places] = torch.tensor([0.0, 0.45, 0.7, 1.0])
+    return picture(
+        colours.numpy(),
+        alt=f"How many weights there are from {-reach:.2g} to {reach:.2g}, most near 0, and the "
+        f"{len(codebook)} centroids from {codebook.min():.2g} to {codebook.max():.2g}.",
+    )
+
+
+def codebook_report(weight: Tensor, found: Clustered, start: str) -> str:
+    """The explorer's answer as HTML: bytes, both errors, and what entropy coding would leave."""
+    counts = torch.bincount(found.codes.flatten().long(), minlength=2**found.bits)
+    packed = clustered_bytes(weight.numel(), bits=found.bits)
+    coded = entropy(counts) * weight.numel() / 8 + packed - found.bits * weight.numel() / 8
+    off = (weight - found.reconstruct()).abs()
+    grid = fake_quantize(weight, bits=found.bits, granularity="tensor")
+    lines = {
+        "codebook": f"<b>{2**found.bits}</b> numbers from a {start} start",
+        "bytes": f"{_bar(packed / (4 * weight.numel()))} of float32's, "
+        f"at the entropy {_percent(coded / (4 * weight.numel()))}",
+        "error": f"{_bar((off.norm() / weight.norm()).item())} of the weights' size; an even grid "
+        f"{_percent(((weight - grid).norm() / weight.norm()).item())}",
+        "largest error": f"{off.max() / weight.std():.2g} standard deviations",
+        "smallest cluster": f"{counts.min():,} of {weight.numel():,} weights",
+    }
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return f"<div><table>{cells}</table></div>"
 
 
 def _shortened(text: str, length: int = 28) -> str:

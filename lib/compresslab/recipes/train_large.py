@@ -26,9 +26,9 @@ LAYERS = (6, 3, 2, 1)
 POINTS = 8  # of a learning curve
 
 
-def run(layers: int, teacher: torch.Tensor | None) -> dict:
+def run(layers: int, teacher: torch.Tensor | None, dtype: torch.dtype = torch.bfloat16) -> dict:
     """The learning curve of the lowest `layers` layers, for the compute of all six; from labels
-    alone, if there is no teacher.
+    alone, if there is no teacher. `dtype` is that of the forward pass.
     """
     reviews = load_reviews()
     model, tokenizer = load_classifier(adapter=None)
@@ -57,7 +57,7 @@ def run(layers: int, teacher: torch.Tensor | None) -> dict:
         epochs=epochs,
         learning_rate=LEARNING_RATE,
         after_step=look,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         progress=False,
     )
     return {

@@ -79,9 +79,11 @@ def tune_(
     epochs: int = EPOCHS,
     learning_rate: float = LEARNING_RATE,
     seed: int = SEED,
-    validate: Callable[[nn.Module], dict] | None = None,
+    **options,
 ) -> list[dict]:
-    """Train what requires a gradient, on the training sentences or other `data`; the history."""
+    """Train what requires a gradient, on the training sentences or other `data`; the history.
+    Other options are those of `train`.
+    """
     torch.manual_seed(seed)  # dropout
     data = load_reviews()["train"] if data is None else data
     return train(
@@ -90,8 +92,8 @@ def tune_(
         loss,
         epochs=epochs,
         learning_rate=learning_rate,
-        validate=validate,
         progress=False,
+        **options,
     )
 
 
