@@ -3,8 +3,8 @@
     python -m compresslab.recipes.distillation_teachers
 
 Teachers: the lower three layers of MiniLM, tuned on labels; the course's classifier of six; and
-SmolLM2, six times as large, tuned with LoRA on the same labels (it reads the sentence, and a head
-on its last token answers). Each teaches the student of `distillation_targets`, the same way, with
+SmolLM2, six times as large, tuned with LoRA on the same labels, read once (it reads the sentence,
+and a head on its last token answers). Each teaches the student of `distillation_targets`, the same way, with
 three seeds; for the classifier that was done there. Born again: all six layers from the pretrained
 model, taught by the classifier, and again, taught by those; beside them, the same on labels.
 About 60 minutes on two cores.
@@ -31,6 +31,7 @@ from .tuning import EPOCHS, LEARNING_RATE, SEED, answers_of, judge, teacher_answ
 TARGET = "teacher, T = 2"
 SMALL = 3  # layers of the small teacher
 LORA_RANK, LORA_RATE = 8, 5e-4  # as for the course's classifier
+LARGE_EPOCHS = 1  # 25 minutes
 
 
 def large() -> tuple[nn.Module, object]:
@@ -49,14 +50,14 @@ def large() -> tuple[nn.Module, object]:
 
 def tuned(kind: str) -> tuple[dict, dict[str, Tensor]]:
     """A teacher that learned from labels: what it is, and its logits."""
-    rate = LEARNING_RATE
+    epochs, rate = EPOCHS, LEARNING_RATE
     if kind == "SmolLM2":
-        (model, tokenizer), rate = large(), LORA_RATE
+        (model, tokenizer), epochs, rate = large(), LARGE_EPOCHS, LORA_RATE
     else:
         pretrained, tokenizer = load_classifier(adapter=None)
         model = build_student(pretrained, first_layers(6, SMALL))
         model.bert.embeddings.requires_grad_(False)
-    tune_(model, tokenizer, classification_loss, learning_rate=rate)
+    tune_(model, tokenizer, classification_loss, epochs=epochs, learning_rate=rate)
     answers = answers_of(model, tokenizer)
     return describe(kind, model, answers), answers
 
@@ -107,6 +108,7 @@ def main() -> None:
     [(second, _)] = in_parallel(reborn, [{"teacher": logits, "classifier": own}])
     figures = {
         "epochs": EPOCHS,
+        "epochs of SmolLM2": LARGE_EPOCHS,
         "teachers": teachers,
         "students": students,
         "born again": {"labels": labels, "first": first, "second": second},
