@@ -34,6 +34,7 @@ def test_every_axis_of_every_figure_has_a_label():
             band=("dense", 84, 88),
             log=True,
         ),
+        plots.patterns({"window": np.eye(3, dtype=bool), "full": np.ones((3, 3), dtype=bool)}),
     ]
     for figure in figures:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -105,3 +106,11 @@ def test_a_number_for_every_layer_stands_where_the_layer_is():
     axes = plots.by_layer(values, label="number", form=".0f", vmin=0, vmax=100).axes[0]
     printed = {t.get_position(): t.get_text() for t in axes.texts}
     assert printed == {(d, i): str(10 * i + d) for d in range(2) for i in range(6)}
+
+
+def test_a_pattern_is_drawn_query_by_query_with_the_share_of_pairs_in_its_title():
+    grids = {"past": np.tri(4, dtype=bool), "first": np.array([[1, 0, 0, 0]] * 4, dtype=bool)}
+    figure = plots.patterns(grids)
+    for axes, (title, grid), share in zip(figure.axes, grids.items(), ("62%", "25%"), strict=True):
+        assert axes.get_title() == f"{title}\n{share}"
+        np.testing.assert_array_equal(axes.images[0].get_array(), grid)

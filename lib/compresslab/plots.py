@@ -16,6 +16,7 @@ import pandas as pd
 from IPython.display import HTML, Image, display
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
@@ -381,6 +382,22 @@ def _plain_numbers(axis: Axis, *steps: int) -> None:
     axis.set_major_locator(LogLocator(subs=steps))
     axis.set_major_formatter("{x:,g}")
     axis.set_minor_locator(NullLocator())
+
+
+def patterns(grids: dict[str, np.ndarray]) -> Figure:
+    """Which token attends to which, beside each other: a row for each query, coloured at its keys.
+
+    Args:
+        grids: title -> bool (queries, keys).
+    """
+    figure, panels = new(2.4 * len(grids), 2.9, columns=len(grids), sharey=True, squeeze=False)
+    for axes, (title, grid) in zip(panels[0], grids.items(), strict=True):
+        axes.imshow(grid, cmap=ListedColormap(["#eeeeee", COLOURS[0]]), vmin=0, vmax=1)
+        axes.set(xlabel="key", title=f"{title}\n{np.mean(grid):.0%}")
+        axes.title.set_fontsize(12)
+        axes.grid(False)
+    panels[0][0].set_ylabel("query")
+    return figure
 
 
 def percent(estimate: dict) -> tuple[float, float, float]:
