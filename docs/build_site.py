@@ -109,7 +109,14 @@ def contents(source: Path) -> str:
         ],
         "Reference": [
             Path(f"docs/{name}.md")
-            for name in ("methods", "glossary", "notation", "references", "api/index")
+            for name in (
+                "methods",
+                "glossary",
+                "notation",
+                "references",
+                "outgrowing",
+                "api/index",
+            )
         ],
         "Models and data": [
             n.relative_to(source) for n in sorted(source.glob("data/**/*.md"), reverse=True)

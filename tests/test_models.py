@@ -203,6 +203,25 @@ def test_the_hub_is_asked_for_model_and_tokenizer(monkeypatch, load, hub):
     assert asked == [hub, hub]
 
 
+def test_another_language_model_comes_from_the_hub_by_name_or_by_the_environment(monkeypatch):
+    asked = []
+
+    def from_pretrained(name, **options):
+        asked.append(name)
+        return nn.Linear(1, 1)
+
+    for name in ("AutoModelForCausalLM", "AutoTokenizer"):
+        monkeypatch.setattr(models, name, SimpleNamespace(from_pretrained=from_pretrained))
+    load_language_model(source="someone/larger")
+    monkeypatch.setenv("COMPRESSLAB_LANGUAGE_MODEL", "someone/other")
+    load_language_model()
+    monkeypatch.setenv("COMPRESSLAB_LANGUAGE_MODEL", "hub")
+    load_language_model()
+    load_language_model(source="someone/larger")
+    names = ["someone/larger", "someone/other", models.LANGUAGE_MODEL_HUB, "someone/larger"]
+    assert asked == [name for name in names for _ in range(2)]
+
+
 @pytest.mark.parametrize("load", [load_classifier, load_language_model])
 def test_an_unknown_source_is_a_value_error(load):
     with pytest.raises(ValueError, match="source must be 'pypi' or 'hub', not 'pip'"):

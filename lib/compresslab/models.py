@@ -7,6 +7,7 @@ Both come in evaluation mode, and neither loader reaches out to a network once t
 fetched. Nothing is printed: a download of some 90 MB shows as a pause.
 """
 
+import os
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -75,7 +76,7 @@ def load_classifier(
 
 def load_language_model(
     *,
-    source: str = "pypi",
+    source: str | None = None,
     device: str | torch.device = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -83,14 +84,20 @@ def load_language_model(
 
     Args:
         source: "pypi" for a file that was quantized to 4 bits (Q4_1; the embedding to 8) and is
-            dequantized here, so the weights lie on a 4-bit grid; "hub" for the unquantized model.
+            dequantized here, so the weights lie on a 4-bit grid; "hub" for the unquantized model;
+            or what has a slash in it, for another one: "OWNER/NAME" on the hub, or its folder.
+            None is what the environment variable COMPRESSLAB_LANGUAGE_MODEL says, else "pypi".
 
     Raises:
         ValueError: unknown source.
         AssetError: the model could not be fetched.
     """
+    source = source or os.environ.get("COMPRESSLAB_LANGUAGE_MODEL") or "pypi"
     with _quiet():
-        folder = _source(source, pypi=language_model_folder, hub=LANGUAGE_MODEL_HUB)
+        if "/" in source:
+            folder = source
+        else:
+            folder = _source(source, pypi=language_model_folder, hub=LANGUAGE_MODEL_HUB)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
         tokenizer = AutoTokenizer.from_pretrained(folder)
     return model.to(device).eval(), tokenizer

@@ -1,6 +1,7 @@
 """Long runs. `python -m compresslab.recipes.NAME` writes `data/results/NAME.json`, which holds
 the command, seed, versions, machine and date beside the figures, so that a notebook can plot what
-it has no time to run, and anyone can run it again.
+it has no time to run, and anyone can run it again. `accelerate launch -m compresslab.recipes.NAME`
+runs it on several processes, with the same result: see docs/outgrowing.md.
 """
 
 import json
@@ -18,9 +19,29 @@ import torch
 
 from ..assets import DATA
 from ..machine import processor
+from .team import Team
 
 RESULTS = DATA / "results"
 PACKAGES = ("torch", "transformers", "datasets", "numpy")
+_team: Team | None = None  # the processes of this recipe, if there are several
+
+
+def launch(main: Callable[[], None]) -> None:
+    """Run the recipe `main`; of several processes that a launcher started, the first one does, and
+    the others help it with `in_parallel`.
+    """
+    global _team
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        main()
+        return
+    if torch.cuda.is_available():  # "cuda" is another GPU in each process of a machine
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    _team = Team()
+    if _team.rank == 0:
+        main()
+        _team.dismiss()
+    else:
+        _team.serve()
 
 
 def record(name: str, *, seed: int, figures: dict, models: list[dict] = ()) -> Path:
@@ -69,8 +90,12 @@ def in_parallel(run: Callable, tasks: Iterable[dict]) -> Iterator:
 
     One process a thread of torch, one thread a process: small models train half as fast again
     this way as one after the other with all threads. `run` is a function of a module and seeds
-    what is random, so that its result does not depend on what runs beside it.
+    what is random, so that its result does not depend on what runs beside it. Where a launcher
+    started several processes, it is these that do the tasks.
     """
+    if _team is not None:
+        yield from _team.share(run, list(tasks))
+        return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(
         torch.get_num_threads(),

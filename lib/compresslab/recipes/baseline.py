@@ -16,7 +16,7 @@ from ..measure import accuracy, correct_answers, perplexity
 from ..models import load_classifier, load_language_model
 from ..scoreboard import DENSE, row
 from ..training import TextBatches, train
-from . import record
+from . import launch, record
 
 SEED = 0
 WEIGHT_DECAYS = (0.0, 0.1, 1.0, 3.0)
@@ -78,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

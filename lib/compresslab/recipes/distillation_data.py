@@ -22,7 +22,7 @@ from ..distillation.soft_targets import soft_target_loss
 from ..distillation.students import build_student, first_layers
 from ..models import load_classifier
 from ..training import classification_loss
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .distillation_targets import LAYERS
 from .tuning import (
     SEED,
@@ -145,4 +145,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -34,7 +34,7 @@ from ..distillation.soft_targets import soft_target_loss
 from ..distillation.students import alternate_layers, build_student
 from ..models import load_classifier
 from ..training import Batch
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .distillation_students import HIGH
 from .tuning import SEED, Loss, judge, logits_of, teacher_answers, tune_
 
@@ -140,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -31,7 +31,7 @@ from ..models import load_classifier
 from ..pruning.depth import keep_layers
 from ..scoreboard import row
 from ..training import TextBatches
-from . import in_parallel, record, train_large
+from . import in_parallel, launch, record, train_large
 from .distillation_data import answer_loss, copies_of, transfer_texts
 from .factorization_embeddings import NAME, smaller
 from .pruning_structured import SENTENCES, without_heads, without_neurons
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,7 +27,7 @@ from ..measure import bytes_on_disk, count_flops, count_parameters, predict
 from ..models import load_classifier
 from ..pruning.depth import keep_layers
 from ..training import TextBatches
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .distillation_targets import EPOCHS, loss_for
 from .tuning import LEARNING_RATE, SEED, judge, teacher_answers, tune_
 
@@ -105,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

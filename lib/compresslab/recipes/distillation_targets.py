@@ -18,7 +18,7 @@ from ..distillation.soft_targets import soft_target_loss
 from ..distillation.students import build_student, first_layers
 from ..models import load_classifier
 from ..training import Batch
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import LEARNING_RATE, Loss, judge, logits_of, teacher_answers, tune_
 
 SEEDS = (0, 1, 2)
@@ -72,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

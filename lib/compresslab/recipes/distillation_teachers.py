@@ -4,10 +4,10 @@
 
 Teachers: the lower three layers of MiniLM, tuned on labels; the course's classifier of six; and
 SmolLM2, six times as large, tuned with LoRA on the same labels, read once (it reads the sentence,
-and a head on its last token answers). Each teaches the student of `distillation_targets`, the same way, with
-three seeds; for the classifier that was done there. Born again: all six layers from the pretrained
-model, taught by the classifier, and again, taught by those; beside them, the same on labels.
-About 60 minutes on two cores.
+and a head on its last token answers). Each teaches the student of `distillation_targets`, the same
+way, with three seeds; for the classifier that was done there. Born again: all six layers from the
+pretrained model, taught by the classifier, and again, taught by those; beside them, the same on
+labels. About 75 minutes on two cores.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..factorization.lora import add_lora_
 from ..measure import count_parameters
 from ..models import language_model_folder, load_classifier
 from ..training import classification_loss
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .distillation_targets import SEEDS, loss_for
 from .distillation_targets import run as teach
 from .tuning import EPOCHS, LEARNING_RATE, SEED, answers_of, judge, teacher_answers, tune_
@@ -31,7 +31,7 @@ from .tuning import EPOCHS, LEARNING_RATE, SEED, answers_of, judge, teacher_answ
 TARGET = "teacher, T = 2"
 SMALL = 3  # layers of the small teacher
 LORA_RANK, LORA_RATE = 8, 5e-4  # as for the course's classifier
-LARGE_EPOCHS = 1  # 25 minutes
+LARGE_EPOCHS = 1  # 30 minutes
 
 
 def large() -> tuple[nn.Module, object]:
@@ -117,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

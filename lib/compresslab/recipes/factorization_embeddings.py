@@ -27,7 +27,7 @@ from ..factorization.vocabulary import (
 from ..measure import accuracy, bytes_on_disk, compare_accuracy, correct_answers, count_parameters
 from ..models import load_classifier, rebuild_tokenizer
 from ..scoreboard import row
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import (
     EPOCHS,
     LEARNING_RATE,
@@ -151,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,7 +22,7 @@ from ..measure import bytes_on_disk, perplexity
 from ..models import load_language_model
 from ..pruning.sparsegpt import collect_hessians
 from ..quantization.outliers import collect_means
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .factorization_oneshot import (
     METHODS,
     choose_ranks,
@@ -98,4 +98,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -20,7 +20,7 @@ from ..layers import find_linears
 from ..measure import accuracy, correct_answers
 from ..models import load_classifier
 from ..training import TextBatches, train
-from . import in_parallel, record, recorded
+from . import in_parallel, launch, record, recorded
 from .quantization_qlora import FULL_RATE
 from .teacher import EPOCHS
 
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

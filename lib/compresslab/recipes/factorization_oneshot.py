@@ -39,7 +39,7 @@ from ..pruning.sparsegpt import collect_hessians
 from ..quantization.outliers import collect_means
 from ..scoreboard import row
 from ..training import TextBatches, classification_loss
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import smallest
 
 SEED = 0  # nothing here is random
@@ -225,4 +225,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

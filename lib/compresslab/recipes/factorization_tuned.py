@@ -23,7 +23,7 @@ from ..factorization.svd import Factors
 from ..measure import bytes_on_disk, compare_accuracy, correct_answers, count_parameters
 from ..models import load_classifier
 from ..scoreboard import row
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .factorization_oneshot import choose_ranks, classifier_statistics, low_rank_, numbers
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
 
@@ -110,4 +110,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -22,7 +22,7 @@ from ..pruning.lottery import find_ticket, random_ticket, rewind_
 from ..pruning.magnitude import magnitude_masks
 from ..pruning.masks import hold_masks
 from ..training import TextBatches, train
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import LEARNING_RATE
 
 SEED = 0
@@ -114,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

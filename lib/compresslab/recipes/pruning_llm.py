@@ -20,7 +20,7 @@ from ..pruning.magnitude import magnitude_masks
 from ..pruning.masks import apply_masks_, keep_n_of_m
 from ..pruning.sparsegpt import collect_hessians, prune_sparsegpt_
 from ..pruning.wanda import collect_norms, wanda_masks
-from . import record
+from . import launch, record
 
 SEED = 0  # nothing here is random
 WINDOW = 512
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

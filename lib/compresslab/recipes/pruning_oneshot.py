@@ -17,7 +17,7 @@ from ..models import load_classifier
 from ..pruning.magnitude import magnitude_masks, sensitivity
 from ..pruning.masks import apply_masks_
 from ..scoreboard import row
-from . import record
+from . import launch, record
 
 SEED = 0  # nothing here is random
 SPARSITIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
@@ -83,4 +83,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -38,7 +38,7 @@ from ..pruning.movement import (
 from ..pruning.schedule import cubic_sparsity
 from ..scoreboard import pack_bits, row
 from ..training import Batch, TextBatches, train
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
 
 EVERY = 5  # steps from mask to mask
@@ -193,4 +193,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -17,7 +17,7 @@ from ..models import load_classifier
 from ..pruning import depth, heads, width
 from ..scoreboard import row
 from ..training import TextBatches, classification_loss
-from . import record
+from . import launch, record
 
 SEED = 0  # nothing here is random
 SENTENCES = 512
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

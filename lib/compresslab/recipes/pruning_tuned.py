@@ -22,7 +22,7 @@ from ..models import load_classifier
 from ..pruning import depth
 from ..scoreboard import row
 from ..training import TextBatches
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .pruning_sentiment import tune_
 from .pruning_structured import SENTENCES, without_heads, without_neurons
 from .tuning import EPOCHS, LEARNING_RATE, SEED, smallest, teacher_logits
@@ -138,4 +138,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -36,7 +36,7 @@ from ..quantization.outliers import collect_absmax, collect_means
 from ..quantization.smoothquant import smooth_
 from ..scoreboard import row
 from ..training import TextBatches
-from . import record
+from . import launch, record
 from .quantization_latency import SENTENCES, ours
 
 SEED = 0  # of the random channels; nothing else is random
@@ -201,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

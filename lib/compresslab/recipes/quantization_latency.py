@@ -34,7 +34,7 @@ from ..quantization.int8 import (
 )
 from ..scoreboard import BATCH_SIZES, runner
 from ..training import TextBatches
-from . import record
+from . import launch, record
 
 SEED = 0  # nothing here is random
 FLOAT, OURS = "float32, torch", "int8 dynamic, ours"
@@ -223,4 +223,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -32,7 +32,7 @@ from ..quantization.gptq import gptq_model_
 from ..quantization.hqq import hqq
 from ..quantization.linear import pack_linears_
 from ..quantization.outliers import collect_means
-from . import in_parallel, record
+from . import in_parallel, launch, record
 
 SEED = 0  # nothing here is random
 WINDOW = 512
@@ -133,4 +133,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

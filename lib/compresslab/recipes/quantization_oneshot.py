@@ -19,7 +19,7 @@ from ..models import load_classifier
 from ..quantization.affine import fake_quantize, quantize_tensor
 from ..quantization.linear import pack_embedding_, pack_linears_
 from ..scoreboard import row
-from . import record
+from . import launch, record
 from .tuning import smallest
 
 SEED = 0  # nothing here is random
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -16,7 +16,7 @@ from ..measure import accuracy, bytes_on_disk, correct_answers, peak_memory
 from ..models import add_adapter_, load_classifier
 from ..quantization.nf4 import quantize_linears_nf4_
 from ..training import TextBatches, classification_loss, train
-from . import in_parallel, record, recorded
+from . import in_parallel, launch, record, recorded
 from .teacher import EPOCHS, RANK
 
 SEED = 0
@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

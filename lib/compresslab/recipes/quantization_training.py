@@ -26,7 +26,7 @@ from ..quantization.qat import LSQ, MinMax, add_quantizers_, finish_
 from ..quantization.ternary import Ternary, TernaryLinear
 from ..scoreboard import pack_bits, row
 from ..training import TextBatches, train
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import distillation, teacher_logits
 
 SEED = 0
@@ -134,4 +134,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -31,7 +31,7 @@ from ..pruning.masks import apply_masks_, hold_masks, keep_largest
 from ..scoreboard import row
 from ..sharing import deep_compression
 from ..sharing.codebooks import Clustered, cluster, cluster_linears_
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .factorization_embeddings import NAME
 from .tuning import SEED, distillation, smallest, teacher_logits, tune_
 
@@ -172,4 +172,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -21,7 +21,7 @@ from ..measure import compare_accuracy, correct_answers, count_parameters, perpl
 from ..models import load_classifier, load_language_model
 from ..sharing.heads import share_kv_heads_
 from ..training import train
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .distillation_llm import BATCH, token_level, windows
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits, tune_
 
@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -27,7 +27,7 @@ from ..pruning.depth import keep_layers_
 from ..scoreboard import row
 from ..sharing.layers import relative_updates, share_layers_
 from ..training import TextBatches
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
 
 RATES = (LEARNING_RATE, 2.5 * LEARNING_RATE)
@@ -118,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -30,7 +30,7 @@ from ..sharing.product_quantization import (
     product_quantize,
     product_quantize_embedding_,
 )
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .factorization_embeddings import NAME
 from .tuning import SEED, smallest
 
@@ -160,4 +160,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -24,7 +24,7 @@ from ..models import load_classifier
 from ..scoreboard import row
 from ..sharing.codebooks import cluster, cluster_linears_
 from ..sharing.hashing import hash_linears_
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
 
 RATES = (LEARNING_RATE, 5 * LEARNING_RATE)
@@ -104,4 +104,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

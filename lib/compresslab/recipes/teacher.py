@@ -15,7 +15,7 @@ from ..factorization.lora import lora_state
 from ..measure import accuracy, correct_answers
 from ..models import ADAPTER, add_adapter_, load_classifier
 from ..training import TextBatches, train
-from . import record
+from . import launch, record
 from .tuning import transfer_accuracy
 
 SEED = 0
@@ -62,4 +62,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

@@ -19,7 +19,7 @@ from ..measure import accuracy, correct_answers, count_flops
 from ..models import load_classifier
 from ..pruning.depth import keep_layers_
 from ..training import TextBatches, classification_loss, train
-from . import in_parallel, record
+from . import in_parallel, launch, record
 from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits
 
 LAYERS = (6, 3, 2, 1)
@@ -82,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)
