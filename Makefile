@@ -89,7 +89,8 @@ $(VENV)/lab $(VENV)/test $(VENV)/grade $(VENV)/site: $(VENV)/%: pyproject.toml c
 # Peers that only benchmarks need, beside the environment: transformers imports torchao, if it is
 # there, and torchao prints warnings into every notebook.
 PEERS := onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 torchao==0.18.0 \
-	dahuffman==0.4.2 faiss-cpu==1.15.1 zstandard==0.25.0
+	dahuffman==0.4.2 faiss-cpu==1.15.1 zstandard==0.25.0 \
+	linformer==0.2.3 local-attention==1.11.2 mambapy==1.2.0 performer-pytorch==1.1.4
 $(VENV)/bench: $(VENV)/test Makefile
 	$(BIN)/python -m venv $@
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$(echo $@/lib/python*/site-packages)/course.pth

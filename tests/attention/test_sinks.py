@@ -4,11 +4,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import randn
+from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.cache_utils import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from compresslab.attention.sinks import SinkCache, rotate_on, sink_pattern
+from compresslab.attention.sinks import SinkCache, rotate_on, sink_attention, sink_pattern
 
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "initializer_range": 0.2, "eos_token_id": None}
 HEADS, DIM = 2, 16
@@ -164,3 +165,28 @@ def test_what_it_cannot_do_and_bad_input_is_named(model):
         SinkCache(small.llama(**SIZES, rope_parameters=dynamic))
     with pytest.raises(ValueError, match=r"keys must have dim 16, .* not \(3, 8\)"):
         rotate_on(randn(3, 8), 1, model.model.rotary_emb.inv_freq)
+
+
+def at_once(query, key, value, **sizes):
+    return sink_attention(query, key, value, frequencies=torch.tensor([1.0, 0.1]), **sizes)
+
+
+@pytest.mark.parametrize("block", [7, 256])
+def test_at_once_and_without_sinks_it_is_a_window_in_the_text(block, monkeypatch):
+    monkeypatch.setattr("compresslab.attention.sinks.BLOCK", block)
+    query, key, value = (randn(1, 2, 50, 4, seed=i) for i in range(3))
+    behind = torch.arange(50)[:, None] - torch.arange(50)
+    pattern = (behind >= 0) & (behind < 6)
+    expected = F.scaled_dot_product_attention(query, key, value, attn_mask=pattern)
+    torch.testing.assert_close(at_once(query, key, value, sinks=0, window=6), expected)
+
+
+def test_at_once_sinks_come_closer_by_what_is_forgotten():
+    query, key, value = (randn(1, 2, 20, 4, seed=i) for i in range(3))
+    found = at_once(query, key, value, sinks=2, window=5)
+    for t in range(20):
+        held = [*range(min(2, t + 1)), *range(max(2, t - 4), t + 1)]
+        near = rotate_on(key[:, :, :2], max(t - 6, 0), torch.tensor([1.0, 0.1]))
+        keys = torch.cat([near, key[:, :, 2:]], dim=2)[:, :, held]
+        expected = F.scaled_dot_product_attention(query[:, :, t : t + 1], keys, value[:, :, held])
+        torch.testing.assert_close(found[:, :, t : t + 1], expected)

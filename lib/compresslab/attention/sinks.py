@@ -13,6 +13,8 @@ A cache that forgets them breaks the model; one that keeps four of them does not
     cache = SinkCache(model, sinks=4, window=252)
     model(input_ids=token, past_key_values=cache)     or model.generate(…, past_key_values=cache)
 
+or, for a whole text at once, `sink_attention` in place of the model's attention.
+
 Positions are counted inside the cache: when [0, 1, 2, 3, 6, 7, 8] are left and token 9 comes,
 they are at 0 to 6 and it is at 7. The paper keeps keys as they are before the rotation, and
 rotates all of them at every step. Here models of transformers rotate a key before it gets to the
@@ -35,6 +37,9 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..layers import wide
+from .common import check_heads, masked_softmax
+
+BLOCK = 256  # queries that `sink_attention` computes together
 
 
 def sink_pattern(time: int, *, sinks: int, window: int) -> Tensor:
@@ -49,11 +54,12 @@ def sink_pattern(time: int, *, sinks: int, window: int) -> Tensor:
     return ((behind < window) | (position < sinks)) & (behind >= 0)
 
 
-def rotate_on(keys: Tensor, steps: int, frequencies: Tensor) -> Tensor:
+def rotate_on(keys: Tensor, steps: int | Tensor, frequencies: Tensor) -> Tensor:
     """Rotated keys as they would be `steps` positions later.
 
     Args:
         keys: (…, dim), rotated as in Llama: numbers i and i + dim / 2 are a pair.
+        steps: for all, or (…, 1) for each.
         frequencies: (dim / 2,), angle of each pair for one position.
 
     Raises:
@@ -68,6 +74,48 @@ def rotate_on(keys: Tensor, steps: int, frequencies: Tensor) -> Tensor:
     x, y = wide(keys).chunk(2, dim=-1)
     cos, sin = angle.cos(), angle.sin()
     return torch.cat([x * cos - y * sin, y * cos + x * sin], dim=-1).to(keys.dtype)
+
+
+def sink_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, sinks: int, window: int, frequencies: Tensor
+) -> Tensor:
+    """What a model with a `SinkCache` computes token by token, for a whole text at once.
+
+    The cache turns its sinks on by as many positions as it has forgotten; here the query is turned
+    back by as many, for the sinks alone, which is the same difference. Time grows with
+    time · (sinks + window) · dim, memory with time.
+
+    Args:
+        query, key: rotated to their positions in the text, (batch, heads, time, dim).
+        value: (batch, heads, time, dim_value).
+        sinks, window: as of `SinkCache`.
+        frequencies: of the rotation, (dim / 2,).
+
+    Returns:
+        (batch, heads, time, dim_value) in the caller's dtype.
+
+    Raises:
+        ValueError: shapes do not fit together, sinks below 0 or window below 1.
+    """
+    check_heads(query, key, value)
+    _check(sinks, window)
+    time, device, outputs = query.shape[2], query.device, []
+    q, k, v = wide(query) * query.shape[-1] ** -0.5, wide(key), wide(value)
+    first_keys, first_values = k[:, :, :sinks], v[:, :, :sinks]
+    first = torch.arange(first_keys.shape[2], device=device)
+    for start in range(0, time, BLOCK):
+        end = min(start + BLOCK, time)
+        near = slice(min(max(sinks, start - window + 1), end), end)  # empty among the sinks
+        rows = torch.arange(start, end, device=device)[:, None]
+        columns = torch.arange(near.start, end, device=device)
+        forgotten = (rows + 1 - sinks - window).clamp(min=0)
+        some = q[:, :, start:end]
+        back = rotate_on(some, -forgotten, frequencies)
+        scores = torch.cat([back @ first_keys.mT, some @ k[:, :, near].mT], dim=-1)
+        last = (columns <= rows) & (columns > rows - window)
+        weights = masked_softmax(scores, torch.cat([first <= rows, last], dim=-1))
+        outputs.append(weights @ torch.cat([first_values, v[:, :, near]], dim=2))
+    return torch.cat(outputs, dim=2).to(query.dtype)
 
 
 class SinkLayer(DynamicLayer):
