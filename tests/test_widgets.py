@@ -4,6 +4,7 @@ from base64 import b64decode
 from io import BytesIO
 
 import matplotlib.image
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -16,9 +17,12 @@ from compresslab.quantization.linear import PackedLinear
 from compresslab.sharing.codebooks import CodebookLinear, cluster
 from compresslab.storage import save
 from compresslab.widgets import (
+    attention_picture,
+    attention_report,
     codebook_picture,
     codebook_report,
     error_picture,
+    explore_attention,
     explore_codebook,
     explore_memory,
     explore_outliers,
@@ -375,3 +379,53 @@ def test_the_codebook_explorer_answers_both_controls():
             explorer.controls["start"].value = start
             seen.add(explorer.shown.value)
     assert len(seen) == 9
+
+
+def scaling_figures() -> dict:
+    def points(seconds):
+        return [{"length": n, "seconds": seconds * n / 256, "bytes": 1000 * n} for n in (256, 2048)]
+
+    names = ("torch", "full", "flash", "linear attention", "sliding window")
+    names += ("sliding window, 64", "sliding window, 1024")
+    methods = [{"name": name, "points": points(0.01 * (i + 1))} for i, name in enumerate(names)]
+    methods[1]["points"].pop()  # all scores: not for the longest text
+    return {"methods": methods, "lengths": [256, 2048], "options": {"window": 256}}
+
+
+def test_the_attention_explorer_has_another_answer_at_every_position():
+    explorer = explore_attention(scaling_figures())
+    seen, count = set(), 0
+    for method in explorer.controls["method"].options:
+        for window in (64, 256, 1024):
+            for tokens in (256, 2048):
+                explorer.controls["method"].value = method
+                explorer.controls["window"].value = window
+                explorer.controls["tokens"].value = tokens
+                seen.add(explorer.shown.value)
+                count += 1
+    assert len(seen) == count
+
+
+def test_the_attention_report_counts_pairs_and_compares_with_torch():
+    point, other = {"seconds": 0.02, "bytes": 3e6}, {"seconds": 0.05, "bytes": 1e6}
+    text = attention_report("window", 3, 10, point, other)
+    counted = sum(j <= i < j + 3 for i in range(10) for j in range(10))
+    assert f"{counted} of 100 pairs" in text
+    assert "20 ms" in text
+    assert "3 MB" in text
+    assert "50 ms: 2.5 times it" in text
+    assert "55 of 100 pairs" in attention_report("tiles", 3, 10, point, other)
+    assert "not run" in attention_report("all scores", 3, 10, None, other)
+
+
+def test_the_attention_picture_shows_the_pattern():
+    for method, window in (("window", 5), ("tiles", 5), ("linear attention", 5)):
+        image = pixels(attention_picture(method, window, 16, size=16))
+        blue = image[..., 2] - image[..., 0] > 0.1
+        expected = np.tri(16, dtype=bool)
+        if method == "window":
+            expected &= ~np.tri(16, k=-5, dtype=bool)
+        np.testing.assert_array_equal(blue, expected)
+    # A pixel of several tokens is coloured if one pair in it is.
+    image = pixels(attention_picture("window", 1, 64, size=16))
+    np.testing.assert_array_equal(image[..., 2] - image[..., 0] > 0.1, np.eye(16, dtype=bool))

@@ -521,6 +521,92 @@ def codebook_report(weight: Tensor, found: Clustered, start: str) -> str:
     return f"<div><table>{cells}</table></div>"
 
 
+def explore_attention(scaling: dict) -> Explorer:
+    """Method, window and length -> who attends to whom, how many pairs, time and memory.
+
+    Args:
+        scaling: figures of the recipe attention_scaling.
+    """
+    points = {method["name"]: method["points"] for method in scaling["methods"]}
+    usual = scaling["options"]["window"]
+    windows = [usual // 4, usual, 4 * usual]
+    forms = {"all scores": "full", "tiles": "flash", "linear attention": "linear attention"}
+    forms |= {w: "sliding window" if w == usual else f"sliding window, {w}" for w in windows}
+    controls = {
+        "method": ipywidgets.ToggleButtons(
+            options=["all scores", "tiles", "window", "linear attention"],
+            value="window",
+            description="method",
+        ),
+        "window": _slider("window, tokens", windows, value=usual),
+        "tokens": _slider("text, tokens", [(f"{n:,}", n) for n in scaling["lengths"]], value=2048),
+    }
+
+    def answer(method: str, window: int, tokens: int) -> str:
+        name = forms[window if method == "window" else method]
+        ours, torchs = (
+            next((p for p in points[form] if p["length"] == tokens), None)
+            for form in (name, "torch")
+        )
+        return attention_picture(method, window, tokens) + attention_report(
+            method, window, tokens, ours, torchs
+        )
+
+    return Explorer("What does it cost to read a text?", controls, answer)
+
+
+def attention_picture(method: str, window: int, tokens: int, *, size: int = 64) -> str:
+    """Queries from top to bottom, keys from left to right, as <img>: blue where scores are
+    computed, light where what a token left is read from a state.
+    """
+    edges = torch.arange(size + 1) * tokens // size
+    first, last = edges[:-1], edges[1:] - 1  # tokens of each pixel
+    seen = last[:, None] >= first
+    if method == "window":
+        seen &= first[:, None] - last < window
+    blue = [0.75, 0.87, 0.95, 1] if method == "linear attention" else [0.0, 0.45, 0.7, 1]
+    colours = torch.tensor([0.93, 0.93, 0.93, 1]).repeat(size, size, 1)
+    colours[seen] = torch.tensor(blue)
+    share = seen.float().mean().item()
+    how = "through a state" if method == "linear attention" else "by a score"
+    return picture(
+        colours.numpy(),
+        alt=f"{tokens:,} tokens, {method}: {_percent(share)} of the square are reached {how}.",
+    )
+
+
+def attention_report(
+    method: str, window: int, tokens: int, ours: dict | None, torchs: dict | None
+) -> str:
+    """The explorer's answer as HTML: pairs, time and memory of the point `ours`, and its speed
+    beside torch's own attention; a point is None where the recipe did not go so far.
+    """
+    pairs = tokens * (tokens + 1) // 2
+    if method == "window":
+        near = min(window, tokens)
+        pairs = near * (near + 1) // 2 + (tokens - near) * near
+    if method == "linear attention":
+        kept = "no scores but within chunks; a state of constant size"
+    else:
+        kept = f"{_count(pairs)} of {_count(tokens**2)} pairs"
+    of = f"{method}, {window:,} tokens wide" if method == "window" else method
+    lines = {"method": f"<b>{of}</b>, {tokens:,} tokens", "scores": kept}
+    if ours is None:
+        lines["time"] = "not run: too long, or too much memory"
+    else:
+        lines |= {
+            "time": f"{1000 * ours['seconds']:,.3g} ms",
+            "memory": _size(ours["bytes"]),
+        }
+        if torchs is not None:
+            ratio = torchs["seconds"] / ours["seconds"]
+            lines["torch's attention"] = f"{1000 * torchs['seconds']:,.3g} ms: {ratio:.2g} times it"
+    if method != "window":
+        lines["window"] = f"{window:,} tokens, not used"
+    cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
+    return f"<div><table>{cells}</table></div>"
+
+
 def _shortened(text: str, length: int = 28) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
