@@ -24,9 +24,10 @@ lint: $(VENV)/test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-# One thread a worker: two workers with two threads each on two cores would wait for each other.
+# One thread a worker, or they would wait for each other on two cores; three workers, since those
+# that wait for a browser or for the sandbox leave half a core.
 unit: $(VENV)/test $(if $(shell command -v npm),$(NODE_MODULES)) assets
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope tests
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 3 --dist loadscope tests
 
 notebooks: $(VENV)/test assets
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadscope --nbval-lax --nbval-current-env --nbval-cell-timeout=120 $(NOTEBOOKS)
