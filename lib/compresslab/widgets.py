@@ -425,14 +425,16 @@ def explore_temperature(sentences: list[dict]) -> Explorer:
     Args:
         sentences: each with `text`, `label` (0 or 1), and logits `teacher` and `student` (2,).
     """
-    options = [(_shortened(sentence["text"]), i) for i, sentence in enumerate(sentences)]
+    numbers = [f"{i + 1} of {len(sentences)}" for i in range(len(sentences))]
     controls = {
         "temperature": _slider("temperature", [0.5, 1, 2, 4, 8, 16], value=1),
-        "sentence": _slider("sentence", options),
+        "sentence": _slider("sentence", list(zip(numbers, range(len(sentences)), strict=True))),
     }
 
     def answer(temperature: float, sentence: int) -> str:
-        return temperature_report(**sentences[sentence], temperature=temperature)
+        shown = dict(sentences[sentence])
+        shown["text"] = f"{numbers[sentence]}: {shown['text']}"
+        return temperature_report(**shown, temperature=temperature)
 
     return Explorer("What does the teacher say, and how strongly does it pull?", controls, answer)
 
@@ -605,10 +607,6 @@ def attention_report(
         lines["window"] = f"{window:,} tokens, not used"
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"
-
-
-def _shortened(text: str, length: int = 28) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def _slider(name: str, options: list, **settings) -> ipywidgets.SelectionSlider:

@@ -31,7 +31,7 @@ ARCHIVE = ROOT / "dist" / "compresslab-student.zip"
 # What a student needs; nothing that is not in this list gets into the archive.
 STUDENT = (
     *("notebooks", "exercises", "lib", "data", "docs/glossary.md", "docs/notation.md"),
-    *("docs/references.bib", "README.md", "LICENSE", "LICENSE-TEXT"),
+    *("docs/outgrowing.md", "docs/references.bib", "README.md", "LICENSE", "LICENSE-TEXT"),
     *("CITATION.cff", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml"),
     "postBuild",
 )
