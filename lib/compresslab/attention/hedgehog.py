@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from .common import check_heads
 from .linear import linear_attention
+from .performer import shifted_exponentials
 
 
 class LearnedMap(nn.Module):
@@ -46,11 +47,7 @@ class LearnedMap(nn.Module):
             for x, weight, bias in zip((query, key), self.weight, self.bias, strict=True)
         )
         q, k = (torch.cat([x, -x], dim=-1) for x in (q, k))
-        if mask is not None:
-            k = k.masked_fill(~mask.bool()[:, None, :, None], torch.finfo(k.dtype).min)
-        q = q - q.detach().amax(dim=-1, keepdim=True)
-        k = k - k.detach().amax(dim=(-2, -1), keepdim=True)
-        return q.exp(), k.exp()
+        return shifted_exponentials(q, k, mask)
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """Of each token on each other, (batch, heads, time, time): rows add up to 1."""

@@ -84,6 +84,19 @@ def log_features(x: Tensor, projection: Tensor) -> Tensor:
     return x @ projection.to(x.dtype).mT - half_square - math.log(shape[-2]) / 2
 
 
+def shifted_exponentials(
+    log_q: Tensor, log_k: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Features from their logarithms, (batch, heads, time, features) each, so that none overflows:
+    shifted for a query by its largest, for keys by the largest of all. Padding's keys are zero.
+    """
+    if mask is not None:
+        log_k = log_k.masked_fill(~mask.bool()[:, None, :, None], torch.finfo(log_k.dtype).min)
+    log_q = log_q - log_q.detach().amax(dim=-1, keepdim=True)
+    log_k = log_k - log_k.detach().amax(dim=(-2, -1), keepdim=True)
+    return log_q.exp(), log_k.exp()
+
+
 def performer_attention(
     query: Tensor,
     key: Tensor,
@@ -109,10 +122,7 @@ def performer_attention(
     check_heads(query, key, value, mask)
     scale = query.shape[-1] ** -0.25
     q, k = (log_features(wide(x) * scale, projection) for x in (query, key))
-    if mask is not None:
-        k = k.masked_fill(~mask.bool()[:, None, :, None], torch.finfo(k.dtype).min)
-    q = (q - q.detach().amax(dim=-1, keepdim=True)).exp()
-    k = (k - k.detach().amax(dim=(-2, -1), keepdim=True)).exp()
+    q, k = shifted_exponentials(q, k, mask)
     out = linear_attention(
         q, k, wide(value), causal=causal, mask=mask, feature_map=_as_is, chunk_size=chunk_size
     )

@@ -37,12 +37,12 @@ from ..corpora import load_reviews
 from ..distillation.attention import attention_scores, observe_heads
 from ..distillation.masking import masked_mean
 from ..layers import bert_layers
-from ..measure import compare_accuracy, compare_latency, correct_answers, count_parameters
+from ..measure import compare_latency, correct_answers, count_parameters
 from ..models import load_classifier
 from ..scoreboard import row
 from ..training import Batch, TextBatches, train
 from . import in_parallel, launch, record
-from .tuning import EPOCHS, SEED, Loss, distillation, teacher_logits, tune_
+from .tuning import EPOCHS, SEED, Loss, distillation, lost, teacher_logits, tune_
 
 RATES = (5e-5, 2e-4)
 MATCHING_RATES, MATCHING_EPOCHS = (1e-3, 1e-2), 1
@@ -170,12 +170,6 @@ def match(learning_rate: float, path: Path) -> dict:
         "before": before,
         "after": surprise(),
     }
-
-
-def lost(model: nn.Module, tokenizer, correct: Tensor) -> dict:
-    """The difference in accuracy to the classifier on validation."""
-    hits = correct_answers(model.eval(), load_reviews()["validation"], tokenizer)
-    return vars(compare_accuracy(correct, hits).difference)
 
 
 def untrained(form: str, folder: Path, correct: Tensor) -> list[dict]:

@@ -39,6 +39,7 @@ from ..measure import (
     saved_for_backward,
 )
 from ..models import load_language_model
+from ..sharing.heads import repeat_heads
 from . import launch, record
 from .attention_scaling import Calls, crossing, measured, timed
 
@@ -63,8 +64,7 @@ class Clock:
 
     def attend(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args, **kwargs):
         start = time.perf_counter()
-        groups = module.num_key_value_groups
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
         out = self.form(query, key, value).transpose(1, 2)
         self.seconds += time.perf_counter() - start
         return out, None

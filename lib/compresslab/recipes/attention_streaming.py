@@ -30,6 +30,7 @@ from ..attention.sinks import SinkCache, sink_attention
 from ..corpora import load_articles, token_windows
 from ..measure import Estimate, Z, perplexity
 from ..models import load_language_model
+from ..sharing.heads import repeat_heads
 from . import in_parallel, launch, record
 
 SEED = 0  # nothing here is random
@@ -53,8 +54,7 @@ def use_(model: nn.Module, *, sinks: int, window: int) -> None:
     )
 
     def attend(module, query, key, value, *args, **kwargs):
-        groups = module.num_key_value_groups
-        key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+        key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
         return form(query, key, value).transpose(1, 2), None
 
     AttentionInterface.register("sinks", attend)

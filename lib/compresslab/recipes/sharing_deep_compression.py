@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from .. import storage
 from ..corpora import load_reviews
-from ..measure import compare_accuracy, correct_answers
+from ..measure import correct_answers
 from ..models import load_classifier
 from ..pruning.magnitude import magnitude_masks
 from ..pruning.masks import apply_masks_, hold_masks, keep_largest
@@ -33,20 +33,13 @@ from ..sharing import deep_compression
 from ..sharing.codebooks import Clustered, cluster, cluster_linears_
 from . import in_parallel, launch, record
 from .factorization_embeddings import NAME
-from .tuning import SEED, distillation, smallest, teacher_logits, tune_
+from .tuning import SEED, distillation, lost, smallest, teacher_logits, tune_
 
 ROUNDS = {0.5: (0.7, 0.5), 0.3: (0.5, 0.3), 0.2: (0.4, 0.2)}  # kept in the end -> after each round
 BITS = (5, 4, 3)
 TABLE = tuple(itertools.product((1.0, 0.5, 0.35, 0.25), (4, 3, 2)))  # kept, bits
 TABLE_NAME = f"{NAME}.weight"
 GAP_BITS = 5  # as in the paper, for linear layers
-
-
-def lost(model: nn.Module, correct: Tensor) -> dict:
-    """Against the classifier, on validation."""
-    _, tokenizer = load_classifier()
-    hits = correct_answers(model.eval(), load_reviews()["validation"], tokenizer)
-    return vars(compare_accuracy(correct, hits).difference)
 
 
 def clustered(model: nn.Module, bits: int) -> nn.Module:
@@ -89,11 +82,11 @@ def run(kept: float, teacher: Tensor, correct: Tensor, folder: Path) -> list[dic
         apply_masks_(encoder, masks)
         tune_(model, tokenizer, learn, epochs=1, after_step=hold_masks(encoder, masks))
     size = storage.save(model, folder / f"{kept}.safetensors", encoding="smallest")
-    pruned = {"kept": kept, "pruned bytes": size, "pruned": lost(model, correct)}
+    pruned = {"kept": kept, "pruned bytes": size, "pruned": lost(model, tokenizer, correct)}
     results = []
     for bits in BITS:
         shared = clustered(model, bits)
-        before = lost(shared, correct)
+        before = lost(shared, tokenizer, correct)
         shared.bert.embeddings.requires_grad_(False)
         tune_(shared, tokenizer, learn, epochs=1)
         path = path_of(folder, kept, bits)
@@ -104,7 +97,7 @@ def run(kept: float, teacher: Tensor, correct: Tensor, folder: Path) -> list[dic
                 "bits": bits,
                 "clustered": before,
                 "clustered bytes": uncoded(path, sizes),
-                "tuned": lost(shared, correct),
+                "tuned": lost(shared, tokenizer, correct),
                 "sections": sizes,
                 "bytes": path.stat().st_size,
             }
@@ -127,7 +120,7 @@ def load(path: Path) -> nn.Module:
 def with_table(start: Path, kept: float, bits: int, path: Path, correct: Tensor) -> dict:
     """The file of a run with a clustered table, and what it loses, as read from the file."""
     parts = {n: w for n, w in deep_compression.read(start).items() if isinstance(w, Clustered)}
-    model = load(start)
+    (_, tokenizer), model = load_classifier(), load(start)
     parts[TABLE_NAME] = table(model, kept, bits)
     sizes = deep_compression.save(model, path, clustered=parts, gap_bits=GAP_BITS)
     return {
@@ -135,7 +128,7 @@ def with_table(start: Path, kept: float, bits: int, path: Path, correct: Tensor)
         "table bits": bits,
         "sections": sizes,
         "bytes": path.stat().st_size,
-        "difference": lost(load(path), correct),
+        "difference": lost(load(path), tokenizer, correct),
     }
 
 

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from ..corpora import load_reviews
 from ..costs import kv_cache_bytes
-from ..measure import compare_accuracy, correct_answers, count_parameters, perplexity
+from ..measure import correct_answers, count_parameters, perplexity
 from ..models import load_classifier, load_language_model
 from ..sharing.heads import share_kv_heads_
 from ..training import train
 from . import in_parallel, launch, record
 from .distillation_llm import BATCH, token_level, windows
-from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, teacher_logits, tune_
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, lost, teacher_logits, tune_
 
 KV_HEADS = (6, 3, 1)  # of the classifier's 12
 STARTS = ("mean", "first")
@@ -33,22 +33,18 @@ CONTEXT = 8192  # tokens, for the bytes of the cache
 
 def run(kv_heads: int, start: str, teacher: Tensor, correct: Tensor) -> dict:
     """The classifier with fewer key-value heads: what it lost before and after tuning."""
-    validation, (model, tokenizer) = load_reviews()["validation"], load_classifier()
+    model, tokenizer = load_classifier()
     share_kv_heads_(model.bert, kv_heads, start=start)
     model.bert.embeddings.requires_grad_(False)
 
-    def lost() -> dict:
-        hits = correct_answers(model.eval(), validation, tokenizer)
-        return vars(compare_accuracy(correct, hits).difference)
-
-    before = lost()
+    before = lost(model, tokenizer, correct)
     tune_(model, tokenizer, distillation(teacher))
     return {
         "kv_heads": kv_heads,
         "start": start,
         "encoder": count_parameters(model.bert.encoder),
         "before": before,
-        "after": lost(),
+        "after": lost(model, tokenizer, correct),
     }
 
 

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from .. import storage
 from ..corpora import load_reviews
 from ..layers import bert_layers
-from ..measure import compare_accuracy, correct_answers, count_flops, count_parameters
+from ..measure import correct_answers, count_flops, count_parameters
 from ..models import load_classifier
 from ..pruning.depth import keep_layers_
 from ..scoreboard import row
 from ..sharing.layers import relative_updates, share_layers_
 from ..training import TextBatches
 from . import in_parallel, launch, record
-from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, lost, smallest, teacher_logits, tune_
 
 RATES = (LEARNING_RATE, 2.5 * LEARNING_RATE)
 CHOICES = (
@@ -61,14 +61,10 @@ def run(choice: dict, learning_rate: float, teacher: Tensor, correct: Tensor, pa
     batch = next(iter(TextBatches(reviews["validation"], tokenizer)))
     inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def lost() -> dict:
-        hits = correct_answers(model.eval(), reviews["validation"], tokenizer)
-        return vars(compare_accuracy(correct, hits).difference)
-
     def updates(model: nn.Module) -> list[float]:
         return relative_updates(model, bert_layers(model), inputs).tolist()
 
-    before = lost()
+    before = lost(model, tokenizer, correct)
     tune_(model, tokenizer, distillation(teacher), learning_rate=learning_rate)
     return choice | {
         "learning_rate": learning_rate,
@@ -79,7 +75,7 @@ def run(choice: dict, learning_rate: float, teacher: Tensor, correct: Tensor, pa
         "updates": updates(model),
         "updates of the classifier": updates(dense),
         "before": before,
-        "after": lost(),
+        "after": lost(model, tokenizer, correct),
     }
 
 

@@ -19,13 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ..corpora import load_reviews
-from ..measure import bytes_on_disk, compare_accuracy, correct_answers, count_parameters
+from ..measure import bytes_on_disk, correct_answers, count_parameters
 from ..models import load_classifier
 from ..scoreboard import row
 from ..sharing.codebooks import cluster, cluster_linears_
 from ..sharing.hashing import hash_linears_
 from . import in_parallel, launch, record
-from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, smallest, teacher_logits, tune_
+from .tuning import EPOCHS, LEARNING_RATE, SEED, distillation, lost, smallest, teacher_logits, tune_
 
 RATES = (LEARNING_RATE, 5 * LEARNING_RATE)
 CHOICES = (
@@ -49,14 +49,10 @@ def shared(choice: dict) -> nn.Module:
 
 def run(choice: dict, learning_rate: float, teacher: Tensor, correct: Tensor, path: Path) -> dict:
     """Train one, save it whole to `path`, and say what it lost before and after."""
-    validation, (_, tokenizer) = load_reviews()["validation"], load_classifier()
+    _, tokenizer = load_classifier()
     model = shared(choice)
 
-    def lost() -> dict:
-        hits = correct_answers(model.eval(), validation, tokenizer)
-        return vars(compare_accuracy(correct, hits).difference)
-
-    before = lost()
+    before = lost(model, tokenizer, correct)
     history = tune_(model, tokenizer, distillation(teacher), learning_rate=learning_rate)
     save_file(model.state_dict(), path)
     return choice | {
@@ -65,7 +61,7 @@ def run(choice: dict, learning_rate: float, teacher: Tensor, correct: Tensor, pa
         "bytes": bytes_on_disk(model),
         "loss": [entry["loss"] for entry in history],
         "before": before,
-        "after": lost(),
+        "after": lost(model, tokenizer, correct),
     }
 
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..corpora import load_reviews, load_transfer
 from ..distillation.soft_targets import soft_target_loss
-from ..measure import accuracy, correct_answers, predict
+from ..measure import accuracy, compare_accuracy, correct_answers, predict
 from ..models import load_classifier
 from ..training import Batch, TextBatches, train
 
@@ -108,6 +108,14 @@ def smallest(runs: list[dict], *, of: Callable[[dict], dict], size: str = "bytes
     if not good:
         return max(runs, key=lambda run: of(run)["value"])
     return min(good, key=lambda run: run[size])
+
+
+def lost(model: nn.Module, tokenizer, correct: Tensor) -> dict:
+    """The difference in accuracy on validation, with its interval, to the model whose answers were
+    `correct`, bool by sentence.
+    """
+    hits = correct_answers(model.eval(), load_reviews()["validation"], tokenizer)
+    return vars(compare_accuracy(correct, hits).difference)
 
 
 def judge(model: nn.Module, tokenizer, data: Dataset, teacher: Tensor) -> dict:
