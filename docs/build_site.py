@@ -37,7 +37,8 @@ def main(target: Path = ROOT / "dist/site") -> int:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         source, built = Path(folder, "source"), Path(folder, "site")
         gather(source)
-        options = ["-q", "-W", "--keep-going", "-j", "2", "-c", ROOT / "docs"]
+        # In one process (no -j): each of several would import torch and transformers again.
+        options = ["-q", "-W", "--keep-going", "-c", ROOT / "docs"]
         done = subprocess.run([sys.executable, "-m", "sphinx", *options, source, built])
         if done.returncode == 0:
             scripts = built / "_static/mathjax"

@@ -108,6 +108,7 @@ html_theme_options = {
     "use_fullscreen_button": False,
     "show_toc_level": 2,
     "navbar_persistent": [],  # the sidebar has a search field
+    "collapse_navbar": True,  # else every page has, hidden, the names of all modules
     "pygments_light_style": "a11y-high-contrast-light",
     "pygments_dark_style": "a11y-high-contrast-dark",
 }

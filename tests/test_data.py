@@ -11,7 +11,7 @@ import torch
 from compresslab import scoreboard
 from compresslab.assets import DATA, read_manifest
 from compresslab.corpora import load_reviews
-from compresslab.measure import bytes_on_disk, correct_answers, count_parameters
+from compresslab.measure import accuracy, bytes_on_disk, correct_answers, count_parameters
 from compresslab.models import load_classifier
 from compresslab.recipes import RESULTS
 
@@ -79,6 +79,7 @@ def test_the_first_row_of_the_scoreboard_is_measured_again():
     correct = correct_answers(dense, load_reviews()["test"], tokenizer)
     # Another processor may round a logit to the other side of a tie.
     assert (correct != scoreboard.correct_of(row)).sum() <= 2
+    assert accuracy(correct).value >= 0.86
 
 
 def test_every_row_of_the_scoreboard_is_of_the_test_split_and_has_a_name_of_its_own():

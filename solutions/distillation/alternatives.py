@@ -178,9 +178,12 @@ def choose_questions__one_by_one(logits, states, count):
 
     a, h = logits.double().softmax(1), states.double()
     a[range(len(a)), logits.argmax(1)] -= 1
-    rest = list(range(len(a)))
+    far = {i: length(i) for i in range(len(a))}
     chosen = []
     for _ in range(count):
-        far = [min((distance(i, j) for j in chosen), default=length(i)) for i in rest]
-        chosen.append(rest.pop(max(range(len(rest)), key=lambda k: (far[k], -rest[k]))))
+        last = max(far, key=far.get)  # the first of equals
+        del far[last]
+        for i in far:
+            far[i] = min(far[i], distance(i, last)) if chosen else distance(i, last)
+        chosen.append(last)
     return torch.tensor(chosen)

@@ -36,6 +36,6 @@ class Watch:
         return [url for url in self.requests if not url.startswith((*homes, "data:", "blob:"))]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def watch():
     return Watch

@@ -38,20 +38,28 @@ def decks(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(params=LECTURES, ids=lambda path: path.stem)
+@pytest.fixture(scope="module", params=LECTURES, ids=lambda path: path.stem)
 def lecture(request):
     return request.param
 
 
-@pytest.fixture
-def deck(lecture, decks, browser, watch):
-    """The page of a deck, ready, and what it does."""
+@pytest.fixture(scope="module")
+def opened(lecture, decks, browser, watch):
+    """The page of a deck, ready, and what it does. To load it takes longer than most tests."""
     page = browser.new_page(viewport=SIZE)
     seen = watch(page)
     page.goto((decks / f"{lecture.stem}.html").as_uri())
     page.wait_for_function("window.Reveal?.isReady()", timeout=60_000)
     yield page, seen
     page.close()
+
+
+@pytest.fixture
+def deck(opened):
+    """The same on its first slide."""
+    page, seen = opened
+    page.evaluate("document.activeElement.blur(), Reveal.slide(0)")
+    return page, seen
 
 
 def slides_of(lecture) -> list[list]:

@@ -1,5 +1,6 @@
 """The exercises: that what is handed out follows from the source, and that its checks work."""
 
+import functools
 import json
 import re
 import zipfile
@@ -12,11 +13,13 @@ from compresslab.grading import checks, release
 from compresslab.grading.plain import decode, difference, encode
 
 ASSIGNMENTS = release.assignments()
-EXERCISES = {
-    name: {part: release.exercises(name, part) for part in ("SHOWN", "HIDDEN")}
+FUNCTIONS = [
+    (name, function)
     for name in ASSIGNMENTS
-}
-FUNCTIONS = [(name, function) for name in ASSIGNMENTS for function in EXERCISES[name]["SHOWN"]]
+    for function in release.load_module(name, "cases").SHOWN
+]
+# Every worker imports this file: what takes seconds waits for the first test that asks for it.
+exercises = functools.cache(release.exercises)
 
 
 def of_every(module: str) -> list:
@@ -29,7 +32,7 @@ def of_every(module: str) -> list:
 
 
 def diagnose(name: str, function: str, implementation, part: str) -> str | None:
-    exercise = EXERCISES[name][part][function]
+    exercise = exercises(name, part)[function]
     found = [checks.outcome(implementation, case["arguments"]) for case in exercise["cases"]]
     return checks.diagnose(exercise, found)
 
@@ -99,7 +102,7 @@ def test_the_untouched_stub_is_wrong_everywhere(name, function):
     space = {}
     exec("import math\nfrom torch import Tensor\n" + cell.source, space)
     for part in ("SHOWN", "HIDDEN"):
-        for case in EXERCISES[name][part][function]["cases"]:
+        for case in exercises(name, part)[function]["cases"]:
             found = checks.outcome(space[function], case["arguments"])
             assert checks.verdict(case, found) == "nothing is written yet"
 
@@ -142,7 +145,7 @@ def test_an_assignment_has_the_size_that_was_agreed(name):
 @pytest.mark.parametrize("name", ASSIGNMENTS)
 def test_every_exercise_has_its_parts(name):
     cells = handed_out(name).cells
-    functions = list(EXERCISES[name]["SHOWN"])
+    functions = list(exercises(name, "SHOWN"))
     sections = re.split(r"^## Exercise \d+", join(cells), flags=re.M)[1:]
     assert len(sections) == len(functions)
     for section, function in zip(sections, functions, strict=True):
@@ -283,7 +286,7 @@ def test_the_archive_has_what_students_need_and_nothing_else(tmp_path):
         for part in re.findall(r"### BEGIN SOLUTION\n(.*?)### END SOLUTION", text, flags=re.S):
             first, *_ = filter(None, map(str.strip, part.splitlines()))
             assert f"{first}\n" not in everything
-        for function, hidden in EXERCISES[name]["HIDDEN"].items():
+        for function, hidden in exercises(name, "HIDDEN").items():
             for case in hidden["cases"]:
                 assert json.dumps(case["arguments"]) not in everything, function
         for kinds in release.variants(name, "mutants").values():
