@@ -165,4 +165,5 @@ def test_a_model_on_two_processes_learns_as_on_one(tmp_path):
     (tmp_path / "tune.py").write_text(program)
     (tmp_path / "check.py").write_text(TOGETHER.replace("TESTS", str(ROOT / "tests")))
     done = run(ACCELERATE, tmp_path, "check")
-    assert (done.returncode, done.stdout) == (0, "equal\nequal\n"), done.stderr
+    # Two processes may write into each other's lines.
+    assert (done.returncode, done.stdout.count("equal")) == (0, 2), done.stderr
