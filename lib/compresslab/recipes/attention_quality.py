@@ -18,8 +18,10 @@ the number of heads.
                 32 to 96 tokens, asked about up to 256
     characters  the next of 128 characters of newspaper articles
     documents   11 reviews, 8 of one kind and 3 of the other: of which kind are most? Asked at the
-                end, and in training after each review as well. The documents of validation and test
-                are drawn from the sentences of those splits, which come again in several
+                end, and in training after each review as well, of those so far. The documents of
+                validation and test are drawn from the sentences of those splits, which come again
+                in several. Tokens start from the classifier's table, since 44,000 sentences do not
+                teach what words mean
 
 Made-up tasks have new examples at every step; those of validation and test are drawn once, the same
 for all. Differs from the papers: far smaller models and budgets, so that a mixer that fails here
@@ -46,6 +48,7 @@ from . import in_parallel, launch, record
 
 SEEDS = (0, 1)
 RATES = (3e-3, 1e-2)
+WIDTH = 64
 STATE_SIZE, OTHER_SIZES = 16, (4, 64)
 SWEPT = ("sliding window", "linear attention", "S4D", "Mamba", "gated delta rule")
 TASKS = ("recall", "copying", "induction", "characters", "documents")
@@ -63,13 +66,16 @@ Exams = dict[str, list[Example]]  # batches, by what is asked
 
 @dataclass
 class Task:
-    """`draw` makes a batch for training; `exams` are by split."""
+    """`draw` makes a batch for training; `exams` are by split; `table` (vocabulary, WIDTH) is what
+    tokens start from in place of random numbers.
+    """
 
     vocabulary: int
     outputs: int
     steps: int
     draw: Callable[[torch.Generator], Example]
     exams: dict[str, Exams]
+    table: Tensor | None = None
 
 
 def recall(pairs: int, batch: int, generator: torch.Generator) -> Example:
@@ -144,7 +150,7 @@ def documents() -> Task:
     """Sentences, each cut or padded to WORDS tokens, one after the other. Tokens that fewer than
     three training sentences have are one.
     """
-    reviews, (_, tokenizer) = load_reviews(), load_classifier()
+    reviews, (model, tokenizer) = load_reviews(), load_classifier()
     read = {
         name: tokenizer(list(part["text"]), add_special_tokens=False)["input_ids"]
         for name, part in reviews.items()
@@ -170,29 +176,45 @@ def documents() -> Task:
         asked = table(split)
         return {"label": [document(asked, 32, generator) for _ in range(DOCUMENTS // 32)]}
 
+    # The directions in which the classifier's tokens differ most, and none for rare and padding.
+    vectors = model.get_input_embeddings().weight.detach()[common]
+    vectors = principal_components(vectors, WIDTH)
     return Task(
-        vocabulary=int(number.max()) + 1,
+        vocabulary=len(vectors) + 2,
         outputs=2,
         steps=250,
         draw=lambda generator: document(known, 16, generator, often=True),
         exams=by_split(exam),
+        table=torch.cat([torch.zeros(2, WIDTH), vectors / vectors.std()]),
     )
+
+
+def principal_components(x: Tensor, count: int) -> Tensor:
+    """Of the rows of x (rows, features), coordinates along the `count` largest, (rows, count)."""
+    x = x - x.mean(0)
+    return x @ torch.linalg.svd(x, full_matrices=False).Vh[:count].T
 
 
 def document(
     sentences: list[Tensor], batch: int, generator: torch.Generator, *, often: bool = False
 ) -> Example:
     """Documents from the sentences of each label, (…, words): AGREE of one, the rest of the other,
-    in any order. The label is asked for at the end, or, `often`, at the end of each sentence.
+    in any order. Asked for is the label of most: at the end, or, `often`, after each sentence, of
+    those so far, if there is one.
     """
     labels = torch.randint(2, (batch, 1), generator=generator)
     order = torch.rand(batch, REVIEWS, generator=generator).argsort(dim=-1)
     each = torch.where(order < AGREE, labels, 1 - labels)
     chosen = [of[torch.randint(len(of), (batch, REVIEWS), generator=generator)] for of in sentences]
     ids = torch.where(each[..., None] == 1, chosen[1], chosen[0]).flatten(1)
-    step = sentences[0].shape[1] if often else ids.shape[1]
+    lead = (2 * each - 1).cumsum(dim=-1)
+    most = torch.where(lead == 0, IGNORE, (lead > 0).long())
     answers = torch.full_like(ids, IGNORE)
-    answers[:, step - 1 :: step] = labels
+    if often:
+        step = sentences[0].shape[1]
+        answers[:, step - 1 :: step] = most
+    else:
+        answers[:, -1] = most[:, -1]
     return ids, answers
 
 
@@ -251,8 +273,10 @@ def run(
     """
     what = build_task(task)
     generator = torch.Generator().manual_seed(seed)
-    size = {"state_size": state_size, "outputs": what.outputs}
+    size = {"width": WIDTH, "state_size": state_size, "outputs": what.outputs}
     model = SmallModel(what.vocabulary, mixer, **size, generator=generator)
+    if what.table is not None:
+        model.embedding.weight.data.copy_(what.table)
     history = train(
         model, Steps(what, seed), answer_loss, learning_rate=learning_rate, progress=False
     )
