@@ -60,7 +60,8 @@ def record(name: str, *, seed: int, figures: dict, models: list[dict] = ()) -> P
             "processor": processor(),
             "threads": torch.get_num_threads(),
             "system": sys.platform,
-        },
+        }
+        | ({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "figures": figures,
         "models": list(models),
     }

@@ -17,6 +17,8 @@ SEED = 0
 EPOCHS = 2
 LEARNING_RATE = 2e-4
 TRANSFER = ("products", "tweets", "news")
+# Where the capstone's recipes train; all others stay on the processor.
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 Loss = Callable[[nn.Module, Batch], Tensor]
 
 
@@ -118,7 +120,9 @@ def lost(model: nn.Module, tokenizer, correct: Tensor) -> dict:
     return vars(compare_accuracy(correct, hits).difference)
 
 
-def judge(model: nn.Module, tokenizer, data: Dataset, teacher: Tensor) -> dict:
+def judge(
+    model: nn.Module, tokenizer, data: Dataset, teacher: Tensor, *, device: str = "cpu"
+) -> dict:
     """A student on labelled data: accuracy, and how near its answers are to the teacher's logits.
 
     Returns:
@@ -126,7 +130,8 @@ def judge(model: nn.Module, tokenizer, data: Dataset, teacher: Tensor) -> dict:
         the mean KL from the teacher at temperature 1, nats; `surprise`, the mean cross-entropy with
         the labels, nats.
     """
-    logits, labels = predict(model, TextBatches(data, tokenizer)), torch.tensor(data["label"])
+    logits = predict(model, TextBatches(data, tokenizer), device=device)
+    labels = torch.tensor(data["label"])
     answers = logits.argmax(-1)
     return {
         "accuracy": (answers == labels).float().mean().item(),
