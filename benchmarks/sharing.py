@@ -24,7 +24,7 @@ from compresslab.sharing.codebooks import cluster
 from compresslab.sharing.kmeans import assign, lloyd, start_centroids
 from compresslab.sharing.product_quantization import k_means, product_quantize
 
-BITS = (3, 4, 8)
+BITS = (3, 4)
 WIDTH, ROWS = 8, 8192  # of the product quantization: numbers of a vector, rows of the table
 
 
