@@ -40,3 +40,13 @@ def test_a_typical_shape_is_near_llama_3_and_never_empty():
     shape = costs.typical_shape(8.03e9)
     assert (shape.layers, shape.kv_heads, shape.head_dim) == (34, 8, 128)
     assert costs.typical_shape(1e6).kv_heads >= 1
+
+
+def test_energy_is_a_sum_over_a_table():
+    # EIE gives 640 pJ for 32 bits from memory, at the lower end of Horowitz's figures.
+    found = costs.energy(1e9, 4, bits=32)
+    assert found["arithmetic"] == pytest.approx(4.6e-3)
+    assert found["memory"] == pytest.approx(640e-12, rel=0.02)
+    assert costs.energy(1, 0, bits=8)["arithmetic"] < costs.energy(1, 0, bits=16)["arithmetic"]
+    with pytest.raises(ValueError, match="not 4"):
+        costs.energy(1, 1, bits=4)

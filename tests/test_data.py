@@ -113,3 +113,16 @@ def test_the_table_has_a_line_for_each_row_and_compares_with_the_first():
     assert list(table.index) == [row["name"] for row in rows]
     assert table["vs dense"].iloc[0] == ""
     assert (table["vs dense"].iloc[1:] != "").all()
+
+
+def test_which_rows_needed_training():
+    trained = {row["name"]: scoreboard.needs_training(row) for row in scoreboard.load_rows()}
+    for name in (scoreboard.DENSE, "dense, bfloat16", "int8, dynamic", "5 bits, embeddings 3 bits"):
+        assert not trained[name]
+    for name in ("bag of words", "magnitude, tuned", "2 bits, LSQ, trained"):
+        assert trained[name]
+    for row in scoreboard.load_rows():
+        # A word for it is in the name or the note of each, or it is a student.
+        words = row["name"] + row["note"]
+        told = "tuned" in words or "trained" in words or row["lecture"] in (2, 5, 8)
+        assert told or not trained[row["name"]], row["name"]

@@ -1,10 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib import pyplot as plt
 
 from compresslab import plots
 from compresslab.assets import DATA
+from compresslab.reliability import reliability
 from compresslab.scoreboard import load_rows
 
 
@@ -34,12 +36,49 @@ def test_every_axis_of_every_figure_has_a_label():
             band=("dense", 84, 88),
             log=True,
         ),
+        plots.reliability_diagram({"a": reliability(torch.tensor([0.6, 0.9]), torch.ones(2) > 0)}),
+        plots.group_changes({"3 bits": [GROUP], "int8": [GROUP]}, {"3 bits": 0.0, "int8": -0.01}),
         plots.patterns({"window": np.eye(3, dtype=bool), "full": np.ones((3, 3), dtype=bool)}),
     ]
     for figure in figures:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         assert all(axes.get_xlabel() for axes in panels)
         assert panels[0].get_ylabel()
+
+
+GROUP = {
+    "group": "mild",
+    "sentences": 157,
+    "difference": {"value": -0.05, "low": -0.1, "high": 0.01},
+    "corrected": 0.01,
+}
+
+
+def test_a_group_is_marked_only_if_it_stands_after_correction():
+    figure = plots.group_changes({"3 bits": [GROUP, GROUP | {"corrected": 0.2}]}, {"3 bits": -0.02})
+    marks = [line for line in figure.axes[0].lines if line.get_marker() in plots.MARKERS]
+    assert [mark.get_fillstyle() for mark in marks] == ["full", "none"]
+    assert [float(mark.get_xdata()[0]) for mark in marks] == [-5, -5]
+
+
+def test_a_reliability_diagram_shows_the_bins_that_have_answers():
+    bins = reliability(torch.tensor([0.6, 0.9, 0.95]), torch.tensor([True, True, False]), bins=10)
+    axes = plots.reliability_diagram({"dense": bins}).axes[0]
+    assert axes.collections[-1].get_offsets().tolist() == [
+        pytest.approx([60, 100]), pytest.approx([90, 100]), pytest.approx([95, 0])
+    ]  # fmt: skip
+    assert f"{100 * (0.4 + 0.1 + 0.95) / 3:.1f} %" in axes.get_title()
+
+
+def test_the_guide_has_a_line_for_every_limit_and_no_text_over_another():
+    figure = plots.choice_guide()
+    figure.draw_without_rendering()
+    texts = figure.axes[0].texts
+    boxes = [t.get_window_extent() for t in texts if t.get_text()]
+    assert len(boxes) == 5 * (len(plots.GUIDE) + 1)
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[i + 1 :])
+        assert box.x1 < figure.bbox.x1
 
 
 def test_a_model_far_from_all_others_is_told_in_words():

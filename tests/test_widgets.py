@@ -14,15 +14,18 @@ from compresslab.assets import DATA
 from compresslab.quantization.affine import fake_quantize, quantize_tensor
 from compresslab.quantization.floats import FLOAT8_E4M3
 from compresslab.quantization.linear import PackedLinear
+from compresslab.scoreboard import pack_bits
 from compresslab.sharing.codebooks import CodebookLinear, cluster
 from compresslab.storage import save
 from compresslab.widgets import (
     attention_picture,
     attention_report,
+    choice_report,
     codebook_picture,
     codebook_report,
     error_picture,
     explore_attention,
+    explore_choice,
     explore_codebook,
     explore_memory,
     explore_outliers,
@@ -429,3 +432,108 @@ def test_the_attention_picture_shows_the_pattern():
     # A pixel of several tokens is coloured if one pair in it is.
     image = pixels(attention_picture("window", 1, 64, size=16))
     np.testing.assert_array_equal(image[..., 2] - image[..., 0] > 0.1, np.eye(16, dtype=bool))
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def candidate(name, points, megabytes, speed, *, training=False) -> dict:
+    return {
+        "name": name,
+        "points": [points, points - 1, points + 1],
+        "megabytes": megabytes,
+        "speedup": {1: speed, 32: speed / 2},
+        "training": training,
+    }
+
+
+CANDIDATES = [
+    candidate("dense", 0.0, 90.9, 1.0),
+    candidate("int8", -0.1, 23.0, 4.0),
+    candidate("student", -1.5, 8.0, 8.0, training=True),
+    candidate("words <few>", -6.0, 0.2, 300.0, training=True),
+]
+ANY = {"megabytes": math.inf, "speedup": 0, "lost": math.inf, "training": True, "batch": 1}
+
+
+def left(**limits) -> list[str]:
+    text = choice_report(CANDIDATES, **ANY | limits)
+    return re.findall(r"<tr><td>([^<]+)<td", text)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, ["dense", "int8", "student", "words &lt;few&gt;"]),
+        ({"megabytes": 23}, ["int8", "student", "words &lt;few&gt;"]),
+        ({"speedup": 4}, ["int8", "student", "words &lt;few&gt;"]),
+        ({"speedup": 4, "batch": 32}, ["student", "words &lt;few&gt;"]),
+        ({"lost": 1.5}, ["dense", "int8", "student"]),
+        ({"training": False}, ["dense", "int8"]),
+        ({"training": False, "megabytes": 10}, []),
+    ],
+)
+def test_the_models_within_all_limits_are_left_the_most_accurate_first(limits, expected):
+    assert left(**limits) == expected
+
+
+def test_it_says_which_limit_alone_rules_out_how_many():
+    text = choice_report(CANDIDATES, **ANY | {"megabytes": 10, "speedup": 2, "lost": 2})
+    assert "<b>1 of 4</b>" in text
+    # Dense is too large and too slow: neither alone. int8 is only too large, words only lose.
+    assert "ruled out by one limit alone: file 1, loss 1<" in text
+    nothing = choice_report(CANDIDATES, **ANY | {"megabytes": 10, "training": False})
+    assert "<b>0 of 4</b>" in nothing
+    assert "<table>" not in nothing
+    # Dense and int8 are too large alone; the student and the words need training alone.
+    assert "ruled out by one limit alone: file 2, training 2<" in nothing
+    assert "alone: none<" in choice_report(CANDIDATES, **ANY)
+
+
+def test_it_prints_the_measures_and_the_interval():
+    text = choice_report(CANDIDATES, **ANY | {"batch": 32})
+    assert "<td>student" in text
+    assert ">-1.5 (-2.5 to -0.5)<" in text
+    assert ">8 MB<" in text
+    assert ">4 ×<" in text
+    assert ">25 %<" in text  # of the energy, as of the time
+
+
+def recorded_row(name, right, note="", bytes=4e6, speed=2.0) -> dict:
+    estimate = {"value": speed, "low": speed, "high": speed}
+    latency = {"speedup": estimate, "milliseconds": 1.0, "threads": 2}
+    return {
+        "name": name, "lecture": 1, "correct": pack_bits(torch.arange(200) < right),
+        "sentences": 200, "parameters": 1, "bytes": bytes, "note": note,
+        "latency": {"1": latency, "32": latency},
+    }  # fmt: skip
+
+
+ROWS = [
+    recorded_row("dense, float32", 180, bytes=9e7, speed=1.0),
+    recorded_row("rounded", 178, "no training"),
+    recorded_row("tuned", 175),
+    recorded_row("distilled", 179, bytes=8e6, speed=8.0),
+]
+
+
+def test_the_choice_explorer_answers_every_control():
+    explorer = explore_choice(ROWS)
+    assert "3 of 4" in explorer.shown.value  # tuned loses 2.5 points
+    for name, value, printed in [
+        ("lost", math.inf, "loss any"),
+        ("training", False, "training none: <b>2 of 4"),
+        ("megabytes", 10, "at most 10 MB; speed any with 1 at once; loss any; training none: <b>1"),
+        ("speedup", 4, "<b>0 of 4"),
+        ("batch", 32, "with 32 at once"),
+    ]:
+        assert printed not in explorer.shown.value
+        explorer.controls[name].value = value
+        assert printed in explorer.shown.value
+    assert all(control.description for control in explorer.controls.values())
+
+
+def test_more_than_a_few_models_are_counted():
+    text = choice_report([candidate(f"model {i}", -i, 1, 1) for i in range(9)], **ANY)
+    assert text.count("<td>model") == 6
+    assert "and 3 more" in text

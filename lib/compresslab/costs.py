@@ -4,10 +4,12 @@
     training_bytes(135e6)                             weights, gradients and Adam's state
     kv_cache_bytes(layers=30, kv_heads=3, head_dim=64, tokens=8192)
     tokens_per_second(bytes_read, bandwidth)          the most that memory allows
+    energy(products, bytes_moved, bits=8)             of arithmetic and of memory, roughly
 
 Sources: Rajbhandari et al. (2019), ZeRO, arXiv:1910.02054, section 3.1, for the training state;
 Shazeer (2019), arXiv:1911.02150, for decoding bound by memory; Williams, Waterman and Patterson
-(2009), doi:10.1145/1498765.1498785, for the roofline.
+(2009), doi:10.1145/1498765.1498785, for the roofline; Horowitz (2014),
+doi:10.1109/ISSCC.2014.6757323, for energy.
 """
 
 from dataclasses import dataclass
@@ -45,6 +47,34 @@ def tokens_per_second(bytes_read: float, bandwidth: float, *, batch: int = 1) ->
 def attainable_flops(intensity: float, *, peak_flops: float, bandwidth: float) -> float:
     """The roofline: operations a second at `intensity` operations for each byte moved."""
     return min(peak_flops, intensity * bandwidth)
+
+
+# In 45 nm, at 0.9 V: a multiplication and an addition. Products of 8 bits are added up in 32.
+PICOJOULES_A_PRODUCT = {32: 3.7 + 0.9, 16: 1.1 + 0.4, 8: 0.2 + 0.1}
+PICOJOULES_A_BYTE = 1300 / 8  # from DRAM; up to twice that
+
+
+def energy(products: float, bytes_moved: float, *, bits: int = 32) -> dict[str, float]:
+    """Joules of `arithmetic` and of `memory`, by a table of what single operations take.
+
+    It leaves out most of what a processor does: fetching and decoding instructions, caches, and
+    what it draws while it waits. Newer technology takes less for each operation. So the sum may be
+    ten times too small or too large; a ratio of two models on one machine is worth more.
+
+    Args:
+        products: multiplications with their additions; half of `measure.count_flops`.
+        bytes_moved: read from main memory.
+        bits: of the numbers that are multiplied: floating point of 32 or 16, integers of 8.
+
+    Raises:
+        ValueError: other bits.
+    """
+    if bits not in PICOJOULES_A_PRODUCT:
+        raise ValueError(f"bits must be 32, 16 or 8, not {bits}")
+    return {
+        "arithmetic": products * PICOJOULES_A_PRODUCT[bits] * 1e-12,
+        "memory": bytes_moved * PICOJOULES_A_BYTE * 1e-12,
+    }
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import torch
 from IPython.display import HTML, Image, display
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -23,6 +24,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from .assets import DATA
 from .measure import accuracy
+from .reliability import Bins
 from .scoreboard import correct_of, speedup_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -335,6 +337,144 @@ def rounding_errors(curves: dict[str, list[tuple[float, float]]]) -> Figure:
     axes.set(yscale="log")
     _plain_numbers(axes.yaxis, 1, 3)
     axes.legend(fontsize=12)
+    return figure
+
+
+# ---------------------------------------------------------------- lecture 8
+
+
+def reliability_diagram(models: dict[str, Bins]) -> Figure:
+    """Accuracy against confidence, a panel a model, with intervals; the larger a mark, the more
+    answers it stands for. On the dashed line a model is right as often as it says.
+
+    Args:
+        models: title -> answers by confidence, see `reliability.reliability`.
+    """
+    figure, panels = new(4.3 * len(models), 4.6, columns=len(models), sharey=True, squeeze=False)
+    for i, (axes, (title, bins)) in enumerate(zip(panels[0], models.items(), strict=True)):
+        full = bins.counts > 0
+        counts, x, y = (v[full].numpy() for v in (bins.counts, bins.confidence, bins.accuracy))
+        ends = [_wilson(right, count) for right, count in zip(counts * y, counts, strict=True)]
+        axes.plot([50, 100], [50, 100], color="#888888", ls="--", lw=1.2)
+        axes.vlines(100 * x, *(100 * np.array(ends).T), color=COLOURS[i], lw=1.5)
+        axes.scatter(
+            100 * x, 100 * y, s=25 + 500 * counts / counts.sum(), marker=MARKERS[i],
+            color=COLOURS[i], alpha=0.8,
+        )  # fmt: skip
+        axes.set(xlabel="confidence, %", xlim=(48, 103))
+        axes.set_title(f"{title}\ncalibration error {100 * bins.error:.1f} %", fontsize=13)
+    panels[0][0].set_ylabel("right, %")
+    return figure
+
+
+def _wilson(right: float, count: float) -> tuple[float, float]:
+    hits = torch.arange(round(count)) < round(right)
+    estimate = accuracy(hits)
+    return estimate.low, estimate.high
+
+
+def group_changes(models: dict[str, list[dict]], overall: dict[str, float]) -> Figure:
+    """What each group of sentences lost, a panel a model, with intervals. A filled mark: more or
+    less than the rest lost, after correction for all that were looked at.
+
+    Args:
+        models: title -> groups with `group`, `sentences`, `difference` (value, low, high) and
+            `corrected`, a p-value; the same groups for all.
+        overall: title -> the difference over all sentences.
+    """
+    figure, panels = new(
+        2.2 + 3.3 * len(models), 4.8, columns=len(models), sharey=True, sharex=True, squeeze=False
+    )
+    for i, (axes, (title, groups)) in enumerate(zip(panels[0], models.items(), strict=True)):
+        axes.axvline(0, color="#888888", lw=1)
+        axes.axvline(100 * overall[title], color=COLOURS[i], lw=1.2, ls="--")
+        for y, group in enumerate(groups):
+            value, low, high = percent(group["difference"])
+            axes.hlines(-y, low, high, color=COLOURS[i])
+            axes.plot(
+                value, -y, MARKERS[i], ms=8, color=COLOURS[i],
+                fillstyle="full" if group["corrected"] < 0.05 else "none",
+            )  # fmt: skip
+        axes.set_title(title, fontsize=13)
+        axes.set(xlabel="points against the dense model")
+        axes.xaxis.label.set_fontsize(11)
+    names = [f"{group['group']} ({group['sentences']:,})" for group in groups]
+    panels[0][0].set_yticks([-y for y in range(len(names))], names)
+    panels[0][0].set_ylabel("group (test sentences)")
+    return figure
+
+
+# limit; what to measure; first; then; what does not help. The lectures measure every one of these.
+GUIDE = (
+    (
+        "disk, download",
+        "bytes of the file",
+        "fewer bits a weight,\nembeddings first",
+        "a student, then bits;\nentropy coding last",
+        "zeros stored\nas numbers",
+    ),
+    (
+        "memory at run time",
+        "peak bytes while it runs",
+        "fewer layers,\nheads, neurons",
+        "int8 products,\npacked embeddings",
+        "packed weights made\nfloat all at once",
+    ),
+    (
+        "latency of one",
+        "median time, batch 1",
+        "int8 products",
+        "a thin student,\nthen int8",
+        "single zeros;\nfew bits unpacked at use",
+    ),
+    (
+        "throughput",
+        "sentences a second, batch 32",
+        "int8 products, sorted\nby length",
+        "fewer layers, heads,\nneurons; a student",
+        "smaller files of\nthe same arithmetic",
+    ),
+    (
+        "energy",
+        "joules, at the socket",
+        "whatever is faster;\nsmall enough for the cache",
+        "int8 products: less\nfor each, too",
+        "counting operations\nand not bytes",
+    ),
+    (
+        "no training",
+        "minutes, sentences",
+        "int8; 4 to 5 bits",
+        "GPTQ, low rank: some\nsentences, no labels",
+        "2 bits; half of\nthe weights gone",
+    ),
+    (
+        "training for an hour",
+        "minutes, sentences",
+        "prune or cut the rank,\nthen tune",
+        "distil into\na thin student",
+        "pretraining\nyour own",
+    ),
+)
+
+
+def choice_guide() -> Figure:
+    """A table: what is short, what to measure, what to try first and then, what does not help."""
+    columns = ("your limit", "measure", "first", "then", "does not help")
+    places = (0.0, 2.6, 5.5, 8.5, 11.4)
+    figure, axes = new(14, 7.2)
+    axes.set(xlim=(-0.1, 14.2), ylim=(-len(GUIDE) + 0.4, 1.1))
+    axes.axis("off")
+    for j, (x, column) in enumerate(zip(places, columns, strict=True)):
+        colour = COLOURS[1] if j == 4 else COLOURS[0] if j in (2, 3) else "#000000"
+        axes.text(x, 0.75, column, fontsize=14, weight="bold", color=colour, va="center")
+        for y, line in enumerate(GUIDE):
+            weight = "bold" if j == 0 else "normal"
+            axes.text(x, -y, line[j], fontsize=12, va="center", weight=weight)
+    for y in range(len(GUIDE)):
+        axes.axhline(0.5 - y, color="#cccccc", lw=0.8)
+    arrow = {"arrowstyle": "->", "color": COLOURS[0]}
+    axes.annotate("", (places[3] - 0.2, 0.75), (places[2] + 0.9, 0.75), arrowprops=arrow)
     return figure
 
 

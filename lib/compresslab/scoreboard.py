@@ -111,6 +111,13 @@ def speedup_of(row: dict, batch_size: int) -> Estimate:
     return Latency(**latency | {"speedup": Estimate(**latency["speedup"])}).speedup
 
 
+def needs_training(row: dict) -> bool:
+    """Whether weights were trained after the classifier was: all but the first rows, which are it,
+    and those that say "no training" in their note.
+    """
+    return not (row["name"].startswith("dense, ") or "no training" in row["note"])
+
+
 def load_rows() -> list[dict]:
     """Every recorded row, by lecture; the dense model comes first."""
     rows = []

@@ -16,10 +16,11 @@ from .costs import kv_cache_bytes, tokens_per_second, typical_shape, weight_byte
 from .distillation.soft_targets import soft_target_loss
 from .explorer import Explorer, picture
 from .factorization.svd import break_even_rank
-from .measure import compare_latency
+from .measure import compare_accuracy, compare_latency
 from .pruning.masks import keep_largest
 from .quantization.affine import fake_quantize, quantize_tensor
 from .quantization.llm_int8 import llm_int8_matmul
+from .scoreboard import BATCH_SIZES, correct_of, needs_training, speedup_of
 from .sharing.codebooks import Clustered, cluster, clustered_bytes
 from .sharing.huffman import entropy
 
@@ -607,6 +608,103 @@ def attention_report(
         lines["window"] = f"{window:,} tokens, not used"
     cells = "".join(f"<tr><th>{name}<td>{value}" for name, value in lines.items())
     return f"<div><table>{cells}</table></div>"
+
+
+CHOICES_SHOWN = 6
+
+
+def explore_choice(rows: list[dict]) -> Explorer:
+    """Limits on file, speed, loss and training -> the recorded models within all of them, the most
+    accurate first, and which limit rules out how many others alone.
+
+    Args:
+        rows: of the scoreboard, the dense model first.
+    """
+    models = [_candidate(row, rows[0]) for row in rows]
+    points = [("any", math.inf), ("5", 5), ("2", 2), ("1", 1)]
+    controls = {
+        "megabytes": _slider(
+            "file, at most", [("any size", math.inf), *((f"{m} MB", m) for m in (25, 10, 2))]
+        ),
+        "speedup": _slider("speed, at least", [("any", 0), *((f"{s} ×", s) for s in (2, 4, 10))]),
+        "lost": _slider("points lost, at most", points, value=2),
+        "training": ipywidgets.ToggleButtons(
+            options=[("allowed", True), ("none", False)], description="training"
+        ),
+        "batch": ipywidgets.ToggleButtons(
+            options=[("one by one", 1), ("32 at once", 32)], description="sentences"
+        ),
+    }
+
+    def answer(**choice) -> str:
+        return choice_report(models, **choice)
+
+    return Explorer("Which model would you ship?", controls, answer)
+
+
+def _candidate(row: dict, dense: dict) -> dict:
+    """What a choice depends on: points against the dense model, with interval, size, speed."""
+    difference = compare_accuracy(correct_of(dense), correct_of(row)).difference
+    return {
+        "name": row["name"],
+        "points": [100 * d for d in (difference.value, difference.low, difference.high)],
+        "megabytes": row["bytes"] / 1e6,
+        "speedup": {size: speedup_of(row, size).value for size in BATCH_SIZES},
+        "training": needs_training(row),
+    }
+
+
+def choice_report(
+    models: list[dict],
+    *,
+    megabytes: float,
+    speedup: float,
+    lost: float,
+    training: bool,
+    batch: int,
+) -> str:
+    """The explorer's answer as HTML: the limits, a row for each of the best models within them, and
+    how many models each limit rules out that all others would let pass.
+
+    A limit on points is for the measured difference; its interval may reach beyond.
+    """
+    limits = {
+        "file": lambda m: m["megabytes"] <= megabytes,
+        "speed": lambda m: m["speedup"][batch] >= speedup,
+        "loss": lambda m: m["points"][0] >= -lost - 1e-9,
+        "training": lambda m: training or not m["training"],
+    }
+    broken = [{name for name, within in limits.items() if not within(m)} for m in models]
+    left = [m for m, out in zip(models, broken, strict=True) if not out]
+    left.sort(key=lambda m: (-m["points"][0], m["megabytes"]))
+    alone = {name: sum(out == {name} for out in broken) for name in limits}
+    lines = "".join(
+        f"<tr><td>{escape(m['name'])}"
+        f'<td class="number">{m["points"][0]:+.1f} ({m["points"][1]:+.1f} to {m["points"][2]:+.1f})'
+        f'<td class="number">{m["megabytes"]:.3g} MB'
+        f'<td class="number">{m["speedup"][batch]:.2g} ×'
+        f'<td class="number">{_percent(1 / m["speedup"][batch])}'
+        for m in left[:CHOICES_SHOWN]
+    )
+    head = "<tr><th>model<th>points (95 %)<th>file<th>speed<th>energy, about"
+    more = len(left) - CHOICES_SHOWN
+    table = f"<table>{head}{lines}</table>" if left else ""
+    reasons = ", ".join(f"{name} {count}" for name, count in alone.items() if count)
+    return (
+        f"<div><p>file {_at_most(megabytes, 'MB')}; speed {_at_least(speedup)} with {batch} at "
+        f"once; loss {_at_most(lost, 'points')}; training {'allowed' if training else 'none'}: "
+        f"<b>{len(left)} of {len(models)}</b> models</p>{table}"
+        + (f"<p>and {more} more</p>" if more > 0 else "")
+        + f"<p>ruled out by one limit alone: {reasons or 'none'}</p></div>"
+    )
+
+
+def _at_most(limit: float, unit: str) -> str:
+    return "any" if math.isinf(limit) else f"at most {limit:g} {unit}"
+
+
+def _at_least(limit: float) -> str:
+    return f"at least {limit:g} ×" if limit else "any"
 
 
 def _slider(name: str, options: list, **settings) -> ipywidgets.SelectionSlider:
