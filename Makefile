@@ -1,7 +1,8 @@
 # make lab    everything a student needs, then JupyterLab on the first lecture
 # make test   everything a contributor needs, then lint, unit tests and every notebook
 # make slides | site    the lectures as decks, dist/slides, and the course as a website, dist/site
-# make exercises | student | grade FROM=folder   for instructors: see solutions/README.md
+# make exercises | student | grade FROM=folder | leaderboard FROM=folder
+#             for instructors: see solutions/README.md
 # make bench  the library beside its peers: takes minutes, prints ratios, asserts no time
 
 PYTHON ?= python3
@@ -12,8 +13,8 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 # Jupyter refuses to run as root, as in a container, unless told that this is meant.
 ROOT_FLAG := $(if $(filter 0,$(shell id -u 2>/dev/null)),--allow-root)
 
-.PHONY: lab test lint unit notebooks execute slides site exercises student grade bench assets wheels
-.PHONY: doctor clean
+.PHONY: lab test lint unit notebooks execute slides site exercises student grade leaderboard bench
+.PHONY: assets wheels doctor clean
 
 lab: $(VENV)/lab assets
 	$(BIN)/jupyter lab $(ROOT_FLAG) --LabApp.default_url=/lab/tree/notebooks/01_motivation.ipynb
@@ -59,6 +60,11 @@ student: $(VENV)/grade
 grade: $(VENV)/grade
 	@$(if $(FROM),,$(error What is to be graded? make grade FROM=folder-or-zip-file))
 	@$(BIN)/python -m compresslab.grading.grade '$(FROM)' $(OPTIONS)
+
+# FROM as above; PRIVATE is a table of sentences that nobody was given.
+leaderboard: $(VENV)/grade assets
+	@$(if $(FROM),,$(error What is to be measured? make leaderboard FROM=folder-or-zip-file))
+	@$(BIN)/python -m compresslab.grading.leaderboard '$(FROM)' $(if $(PRIVATE),--private '$(PRIVATE)')
 
 bench: $(VENV)/bench assets
 	@for file in benchmarks/*.py; do $(VENV)/bench/bin/python $$file; done

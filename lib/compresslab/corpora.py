@@ -116,6 +116,21 @@ def load_articles() -> DatasetDict:
     )
 
 
+def mark_known(texts: list[str]) -> list[bool]:
+    """Whether each text is one of the course, of any rating and split, or one of those before it.
+
+    As in `load_reviews`, case, spaces and punctuation do not count.
+
+    Raises:
+        AssetError: the sentences could not be fetched.
+    """
+    known, marks = {_key(e["text"]) for name in FILES for e in _read(name)}, []
+    for key in map(_key, texts):
+        marks.append(key in known)
+        known.add(key)
+    return marks
+
+
 def token_windows(texts: list[str], tokenizer: PreTrainedTokenizerBase, *, length: int) -> Tensor:
     """Texts as one stream of tokens, cut into windows (windows, length), int64.
 

@@ -126,7 +126,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pat
         "layers": layers,
     }
     data = archive.pack(description, parts)
-    _open(data, "the model")
+    read(data, "the model")
     path = Path(path)
     draft = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -138,13 +138,24 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pat
 
 
 def load(path: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The classifier, in evaluation mode, and its tokenizer.
+    """The classifier, in evaluation mode, and its tokenizer. Raises as `read`."""
+    return read(Path(path).read_bytes(), str(path))
+
+
+def read(data: bytes, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """As `load`, from the bytes of a file, which is called `name` in messages.
 
     Raises:
         ValueError: the file is of another kind or version, was cut off or altered, or says what
             cannot be; the message says which, and what to do.
     """
-    return _open(Path(path).read_bytes(), str(path))
+    whole = archive.read(data, name)
+    try:
+        return _build(whole)
+    except Exception as error:  # of torch, tokenizers, transformers
+        raise ValueError(
+            f"{name} is whole, but no model that this library exports ({error}): do not use it"
+        ) from error
 
 
 def sections(path: Path) -> dict[str, int]:
@@ -236,16 +247,6 @@ def _numbers(m: nn.Module) -> tuple[str, list[Tensor]]:
         return "product", [unpack(m.codes, m.bits, (m.rows, m.parts)), m.codebooks]
     whole = unpack(m.zero_point, m.bits, (m.groups,)) if m.whole else m.zero_point
     return "grid", [unpack(m.codes, m.bits, (m.rows, m.columns)), m.scale, whole]
-
-
-def _open(data: bytes, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    whole = archive.read(data, name)
-    try:
-        return _build(whole)
-    except Exception as error:  # of torch, tokenizers, transformers
-        raise ValueError(
-            f"{name} is whole, but no model that this library exports ({error}): do not use it"
-        ) from error
 
 
 def _build(whole: archive.Archive) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -40,13 +40,27 @@ LARGEST = 200_000_000  # bytes of one file
 LARGEST_OUTPUT = 1_000_000  # characters of one output that are kept for a person to see
 MISSING = "*This cell is missing in what was handed in.*"
 MOODLE = re.compile(r"^(?P<name>[^/]+?)_(?P<id>\d+)_assignsubmission_")
-CANVAS = re.compile(r"^(?P<name>[^/_]+?)(_LATE)?_(?P<id>\d+)_\d+_[^/]+?(-(?P<attempt>\d+))?\.\w+$")
+CANVAS = re.compile(
+    r"^(?P<name>[^/_]+?)(_LATE)?_(?P<id>\d+)_\d+_(?P<own>[^/]+?)(-(?P<attempt>\d+))?\.\w+$"
+)
 STUDENT_ID = re.compile(r"[^\w.@+-]+")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Unreadable(ValueError):
-    """A file that is no notebook; the message says why, in words for a student."""
+    """A file that cannot be used; the message says why, in words for a student."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is looked for: how it is called in messages, and how its files end, in lower case."""
+
+    name: str
+    endings: tuple[str, ...]
+
+
+# Browsers put the last two behind a notebook that they save.
+NOTEBOOK = Kind("notebook", (".ipynb", ".ipynb.json", ".ipynb.txt"))
 
 
 @dataclass(frozen=True)
@@ -84,15 +98,18 @@ class Rebuilt:
 # ---------------------------------------------------------------- files
 
 
-def find_submissions(source: Path) -> Iterator[list[File]]:
-    """What each student handed in, one student at a time: a folder, or a zip file of it.
+def find_submissions(source: Path, kind: Kind = NOTEBOOK) -> Iterator[list[File]]:
+    """The files of a kind that each student handed in, one student at a time.
+
+    Args:
+        source: a folder, or a zip file of it.
 
     Raises:
         ValueError: `source` is neither.
     """
     with _open(source) as (found, read):
         for student, names in _by_student(found).items():
-            yield list(_files_of(student, names, lambda name: read(found[name])))
+            yield list(_files_of(student, names, lambda name: read(found[name]), kind))
 
 
 def count_students(source: Path) -> int:
@@ -136,18 +153,22 @@ def _by_student(names: Iterable[str]) -> dict[str, list[str]]:
     return students
 
 
-def _files_of(student: str, names: list[str], read: Callable[[str], bytes]) -> Iterator[File]:
+def _files_of(
+    student: str, names: list[str], read: Callable[[str], bytes], kind: Kind
+) -> Iterator[File]:
     who = CONTROL.sub("?", identify_student(names[0])[1])
-    work = [name for name in names if _is_work(name)]
+    work = [name for name in names if _is_work(name, kind)]
     if not work:
-        path, problem = CONTROL.sub("?", names[0]), "there is no notebook among the files"
+        path, problem = CONTROL.sub("?", names[0]), f"there is no {kind.name} among the files"
         yield File(student, who, path, None, problem)
     for name in work:
-        yield from _expand(student, who, name, partial(read, name))
+        yield from _expand(student, who, name, partial(read, name), kind)
 
 
-def _expand(student: str, who: str, name: str, read: Callable[[], bytes]) -> Iterator[File]:
-    """The notebooks in a file, which may be a zip file."""
+def _expand(
+    student: str, who: str, name: str, read: Callable[[], bytes], kind: Kind
+) -> Iterator[File]:
+    """What is looked for in a file, which may be a zip file."""
     path = CONTROL.sub("?", name)
     try:
         content = read()
@@ -158,15 +179,17 @@ def _expand(student: str, who: str, name: str, read: Callable[[], bytes]) -> Ite
             infos = [
                 info
                 for info in archive.infolist()
-                if not info.is_dir() and _is_work(info.filename) and not _is_litter(info.filename)
+                if not info.is_dir()
+                and _is_work(info.filename, kind)
+                and not _is_litter(info.filename)
             ]
             if sum(info.file_size for info in infos) > LARGEST:
                 raise Unreadable("the zip file unpacks to too much")
-            notebooks = [i for i in infos if not i.filename.lower().endswith(".zip")]
-            if not notebooks:
+            wanted = [i for i in infos if not i.filename.lower().endswith(".zip")]
+            if not wanted:
                 inside = "another zip file, and " if infos else ""
-                raise Unreadable(f"there is {inside}no notebook in the zip file")
-            for info in notebooks:
+                raise Unreadable(f"there is {inside}no {kind.name} in the zip file")
+            for info in wanted:
                 inner = CONTROL.sub("?", info.filename)
                 yield File(student, who, f"{path}/{inner}", _read_member(archive, info))
     except zipfile.BadZipFile as error:
@@ -179,7 +202,8 @@ def _read_file(path: Path) -> bytes:
     if path.is_symlink():
         raise Unreadable("it is a link to another file")
     if path.stat().st_size > LARGEST:
-        raise Unreadable(f"it has {path.stat().st_size / 1e6:,.0f} MB: clear the outputs")
+        size, most = path.stat().st_size / 1e6, LARGEST / 1e6
+        raise Unreadable(f"it has {size:,.0f} MB, and {most:.0f} MB are allowed")
     return path.read_bytes()
 
 
@@ -213,10 +237,9 @@ def identify_student(path: str) -> tuple[str, str]:
     return student, first
 
 
-def _is_work(name: str) -> bool:
-    """Whether a file may be or hold a notebook, and not a picture or a PDF."""
-    # Browsers put the last two behind a notebook that they save.
-    return name.lower().endswith((".ipynb", ".zip", ".ipynb.json", ".ipynb.txt"))
+def _is_work(name: str, kind: Kind) -> bool:
+    """Whether a file may be or hold what is looked for, and not a picture or a PDF."""
+    return name.lower().endswith((*kind.endings, ".zip"))
 
 
 def _is_litter(name: str) -> bool:
@@ -231,6 +254,14 @@ def attempt(path: str) -> int:
     """Which try of a student a file is: Canvas numbers the second and later ones -1, -2, ..."""
     match = CANVAS.match(PurePosixPath(path).name)
     return int(match["attempt"] or 0) if match else 0
+
+
+def own_name(path: str) -> str:
+    """What a student called a file, without its ending and what a platform put around it."""
+    path = PurePosixPath(path)
+    if match := CANVAS.match(path.name):
+        return match["own"]
+    return re.sub(r"^.*_assignsubmission_[a-z]+_", "", path.stem)
 
 
 # ---------------------------------------------------------------- notebooks

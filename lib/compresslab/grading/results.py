@@ -16,7 +16,7 @@ import statistics
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -91,13 +91,13 @@ class Results:
         """Write a record, and what follows from it."""
         printed = record.pop("printed", {})
         path = self._path(record)
-        _write(path, json.dumps(record, indent=1))
+        write_file(path, json.dumps(record, indent=1))
         if record.get("exercises"):
             self._save_grades(record, notebook, printed)
             for kind, suffix in (("records", ".json"), ("feedback", ".html")):
                 # The same file may have been unreadable before.
                 self._path(record | {"assignment": ""}, kind, suffix).unlink(missing_ok=True)
-        _write(path, json.dumps(record | {"done": True}, indent=1))
+        write_file(path, json.dumps(record | {"done": True}, indent=1))
         log.info(
             "%s %s: %s%s",
             *(record["student"], record["assignment"] or record["path"], record["state"]),
@@ -112,14 +112,10 @@ class Results:
             for record in records:
                 self._add_manual(gradebook, record)
         rows = [_row(record) for record in records]
-        text = io.StringIO()
-        table = csv.DictWriter(text, COLUMNS)
-        table.writeheader()
-        table.writerows(rows)
-        _write(self.folder / "grades.csv", text.getvalue())
+        write_table(self.folder / "grades.csv", COLUMNS, rows)
         for record, row in zip(records, rows, strict=True):
             path = self._path(record, "feedback", ".html")
-            _write(path, page(record, row, self.released.get(record["assignment"])))
+            write_file(path, page(record, row, self.released.get(record["assignment"])))
         self._find_similar(records)
         log.removeHandler(self._handler)
         self._handler.close()
@@ -186,7 +182,7 @@ class Results:
             if cell.cell_type == "markdown" and cell.source not in handed_out:
                 cell.source = _harmless(cell.source)
         path = self.folder / "autograded" / student / name / f"{name}.ipynb"
-        _write(path, nbformat.writes(notebook))
+        write_file(path, nbformat.writes(notebook))
         with self._gradebook() as gradebook:
             first, _, last = record["name"].rpartition(" ")
             gradebook.update_or_create_student(student, first_name=first, last_name=last)
@@ -228,9 +224,6 @@ def _row(record: dict) -> dict:
         key: record[key] for key in ("student", "name", "assignment", "state", "reason")
     }
     row["file"] = record["path"]
-    for key in ("student", "name", "reason", "file"):
-        if row[key].startswith(("=", "+", "-", "@", "\t")):
-            row[key] = "'" + row[key]  # a spreadsheet would run it
     if not exercises:
         return row
     automatic = sum(e.get("manual", e["points"]) for e in exercises.values())
@@ -255,7 +248,23 @@ def _harmless(text: str) -> str:
     return re.sub(r"^(\s*\[[^\]]*\]):", r"\1 :", text, flags=re.M)
 
 
-def _write(path: Path, text: str) -> None:
+def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> None:
+    """Write rows as CSV, as a whole or not at all; what a row lacks is empty."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns)
+    table.writeheader()
+    for row in rows:
+        table.writerow({column: _cell(row.get(column, "")) for column in columns})
+    write_file(path, text.getvalue())
+
+
+def _cell(value: object) -> object:
+    """A value of a table, marked as text if a spreadsheet would run it."""
+    dangerous = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t"))
+    return f"'{value}" if dangerous else value
+
+
+def write_file(path: Path, text: str) -> None:
     """Write a file as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")

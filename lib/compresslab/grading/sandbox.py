@@ -2,6 +2,7 @@
 
     why_not()                  None if the sandbox works on this machine, else the reason
     run(cells, calls)          what the cells print and what the calls give, as plain data
+    talk(module, given, take)  a module in there: what it is given, its lines, its limits
 
 Inside there is no network, no process but its own, the Python that runs it, the library, the
 exercises and models, read-only, and a small /tmp in memory; no solutions, no hidden expectations,
@@ -14,6 +15,7 @@ function that was called, so that the other exercises are still graded.
 
 import contextlib
 import json
+import math
 import os
 import resource
 import selectors
@@ -23,7 +25,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -150,9 +152,43 @@ class _End:
 
 
 def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bool) -> _End:
-    inner = [sys.executable, "-I", "-m", "compresslab.grading.runner"]
+    end, steps = _End(), _steps(job)
+    end.late, end.why = talk(
+        "compresslab.grading.runner",
+        json.dumps(job).encode(),
+        lambda line: _take(line, steps, job, result, end),
+        limits=limits,
+        deadline=deadline,
+        sandboxed=sandboxed,
+    )
+    if not end.done and not end.why:
+        end.why = "the process ended"
+    if end.why:
+        end.done = False
+    return end
+
+
+def talk(
+    module: str,
+    given: bytes,
+    take: Callable[[bytes], bool],
+    *,
+    limits: Limits,
+    deadline: float,
+    sandboxed: bool = True,
+) -> tuple[bool, str]:
+    """Run a module in a process, write `given` to it, and pass on each line that it writes.
+
+    Args:
+        take: gets a line, and tells whether it was waited for: then the time of a cell begins anew.
+        deadline: at which all ends, by `time.monotonic`.
+        sandboxed: False runs the module with all the rights of whoever calls.
+
+    Returns:
+        Whether time was over, and which limit ended the process; or (False, "").
+    """
     process = subprocess.Popen(
-        [*(_command(limits) if sandboxed else []), *inner],
+        [*(_command(limits) if sandboxed else []), sys.executable, "-I", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -161,13 +197,13 @@ def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bo
         # Not even bubblewrap itself may have ours: a submission can read it in /proc/1.
         env=_environment() if sandboxed else os.environ | _environment(),
     )
-    feeder = threading.Thread(target=_feed, args=(process, json.dumps(job).encode()), daemon=True)
-    feeder.start()
-    end, watch, steps = _End(), _Watch(process, limits), _steps(job)
-    began, received, buffer = time.monotonic(), 0, b""
+    threading.Thread(target=_feed, args=(process, given), daemon=True).start()
+    # That Python starts slowly, on a machine that does much else, is nobody's fault.
+    watch, began, patience = _Watch(process, limits), time.monotonic(), math.inf
+    late, why, received, buffer = False, "", 0, b""
     with selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
-        while True:
+        while not why:
             ready = selector.select(timeout=0.1)
             now = time.monotonic()
             chunk = os.read(process.stdout.fileno(), 1 << 16) if ready else None
@@ -177,24 +213,17 @@ def _once(job: dict, result: Run, limits: Limits, deadline: float, sandboxed: bo
                 received += len(chunk)
                 *lines, buffer = (buffer + chunk).split(b"\n")
                 for line in lines:
-                    if _take(line, steps, job, result, end):
-                        began = now
-            end.why = watch.exceeded()
+                    if take(line):
+                        began, patience = now, limits.cell + GRACE
+            why = watch.exceeded()
             if received > limits.output:
-                end.why = f"it hands out more than {limits.output / 1e6:.0f} MB"
-            patience = limits.cell + (10 * GRACE if end.at[0] == "start" else GRACE)
+                why = f"it hands out more than {limits.output / 1e6:.0f} MB"
             if now > deadline:
-                end.late, end.why = True, f"{limits.submission:.0f} seconds for all are over"
+                late, why = True, f"{limits.submission:.0f} seconds for all are over"
             elif now > began + patience:
-                end.late, end.why = True, f"it runs for more than {limits.cell:.0f} seconds"
-            if end.why:
-                break
+                late, why = True, f"it runs for more than {limits.cell:.0f} seconds"
     _kill(process)
-    if not end.done and not end.why:
-        end.why = "the process ended"
-    if end.why:
-        end.done = False
-    return end
+    return late, why
 
 
 def _steps(job: dict) -> list[tuple[str, int, bool]]:
