@@ -282,8 +282,14 @@ def quantize_linears_int8_(
     _replace_all_(model, nn.Linear, names, make)
 
 
-def quantize_embeddings_int8_(model: nn.Module, names: Iterable[str] | None = None) -> None:
-    """Replace embeddings by Int8Embedding of 8 bits, in place.
+def quantize_embeddings_int8_(
+    model: nn.Module, names: Iterable[str] | None = None, *, bits: int = 8
+) -> None:
+    """Replace embeddings by Int8Embedding, in place.
+
+    Args:
+        names: of the embeddings; all if left out.
+        bits: of the entries, at most 8.
 
     Raises:
         ValueError: `names` has what is no embedding, or one whose weight others share.
@@ -292,7 +298,7 @@ def quantize_embeddings_int8_(model: nn.Module, names: Iterable[str] | None = No
         model,
         nn.Embedding,
         names,
-        lambda name, e: Int8Embedding(quantize_tensor(e.weight, bits=8, symmetric=True)),
+        lambda name, e: Int8Embedding(quantize_tensor(e.weight, bits=bits, symmetric=True)),
     )
 
 
