@@ -213,7 +213,7 @@ def test_what_a_student_sees_is_every_sentence_as_often_with_the_answer_to_it(mo
 
 def test_a_student_is_judged_by_labels_and_by_its_teacher(monkeypatch):
     logits = torch.tensor([[0.0, 1.0], [0.0, 3.0], [2.0, 0.0]])
-    monkeypatch.setattr("compresslab.recipes.tuning.predict", lambda model, batches: logits)
+    monkeypatch.setattr("compresslab.recipes.tuning.predict", lambda model, batches, device: logits)
     monkeypatch.setattr("compresslab.recipes.tuning.TextBatches", lambda data, tokenizer: None)
     found = judge(
         None, None, {"label": [1, 0, 0]}, torch.tensor([[0.0, 1.0], [0.0, 3.0], [0, 2.0]])

@@ -159,13 +159,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
             all answers are right (the surer the better), or no better than chance.
     """
     _check(logits, labels)
-    z = logits.double()
-    own = z.gather(1, labels[:, None])[:, 0]
+    scores = logits.double()
+    own = scores.gather(1, labels[:, None])[:, 0]
 
     def slope(factor: float) -> float:
-        return (((factor * z).softmax(-1) * z).sum(-1) - own).mean().item()
+        return (((factor * scores).softmax(-1) * scores).sum(-1) - own).mean().item()
 
-    if bool((own == z.amax(-1)).all()) or slope(0.0) >= 0:
+    if bool((own == scores.amax(-1)).all()) or slope(0.0) >= 0:
         raise ValueError("no temperature is best: all answers are right, or no better than chance")
     low, high = 0.0, 1.0
     while slope(high) < 0:

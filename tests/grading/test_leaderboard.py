@@ -99,7 +99,7 @@ def measured(honest, private, tmp_path_factory):
     """The board of a class in which one is honest; student -> line of the table, and the page."""
     folder = tmp_path_factory.mktemp("class")
     (folder / "in").mkdir()
-    endless = normalized(honest, *[*[("(.)", "aaaaaaaa")] * 4, ("a+", "film")] * 100)
+    endless = normalized(honest, *[*[("(.)", "aaaaaaaa")] * 5, ("a+", "film")] * 100)
     files = {"ada.clab": honest, "bo.clab": bomb(honest), "cy.clab": endless, "di.pdf": b"%PDF"}
     for name, data in files.items():
         (folder / "in" / name).write_bytes(data)

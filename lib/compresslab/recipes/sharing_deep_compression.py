@@ -157,7 +157,7 @@ def main() -> None:
             dense=dense,
             data=reviews["test"],
             tokenizer=tokenizer,
-            note=f"{best['kept']:.0%} of the encoder's weights; whole in memory",
+            note=f"{best['kept']:.0%} of the encoder's weights, tuned; whole in memory",
         ) | {"bytes": path.stat().st_size}
         original = storage.save(dense, folder / "dense.safetensors")
     figures = {"dense bytes": original, "runs": runs, "best": best, "files": files, "file": last}
