@@ -287,8 +287,10 @@ class _LiveStorages(_Operations):
         if func is aten.lift_fresh.default:  # torch.tensor: the storage is new
             given = set()
         for tensor in tree_leaves(out):
-            if _is_tensor(tensor) and id(tensor.untyped_storage()) not in given | self.live.keys():
-                self._follow(tensor.untyped_storage())
+            if _is_tensor(tensor):
+                key = id(tensor.untyped_storage())
+                if key not in given and key not in self.live:
+                    self._follow(tensor.untyped_storage())
 
     def _follow(self, storage: torch.UntypedStorage) -> None:
         key = id(storage)
