@@ -1,11 +1,13 @@
 """Small problems that tests of several methods share."""
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedTokenizerFast,
 )
 
 
@@ -14,7 +16,7 @@ def llama(**sizes):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         shape = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-        return LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape, **sizes)).eval()
+        return LlamaForCausalLM(LlamaConfig(vocab_size=50, **shape | sizes)).eval()
 
 
 def layer(rows, columns, tokens=200, seed=0):
@@ -40,6 +42,31 @@ def classifier(*, seed=0, layers=2, width=8, heads=2, neurons=12, attention="eag
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return BertForSequenceClassification(config).double().eval()
+
+
+def wordpiece():
+    """A tokenizer for `classifier`: 40 tokens, of which few are words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "not", "é"]
+    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + ["u", "w", "\u4e2d"]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    ends = [("[CLS]", 2), ("[SEP]", 3)]
+    inner.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=ends
+    )
+    inner.enable_padding(length=12)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        pad_token="[PAD]",
+        mask_token="[MASK]",
+        model_max_length=512,
+        model_input_names=["input_ids", "attention_mask"],
+    )
 
 
 def batch():

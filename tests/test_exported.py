@@ -13,13 +13,13 @@ import torch
 from forgery import description_of, forge
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from compresslab import archive
 from compresslab import export as module
-from compresslab.export import export, load, main, round_to_half_, sections
+from compresslab.export import export, load, main, round_to_half_, sections, uncoded
 from compresslab.factorization.embedding import factorize_embedding_
 from compresslab.factorization.linear import factorize_linears_
 from compresslab.factorization.svd import truncated_svd
@@ -53,27 +53,7 @@ TEXTS = ["a good film", "not a film", "bad bad bad good a a", "é unknown word",
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "not", "é"]
-    words += [f"##{c}" for c in "abcdefghijklmnopqrstuvwxyz"] + ["u", "w", "\u4e2d"]
-    vocabulary = {word: i for i, word in enumerate(words)}
-    inner = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    inner.normalizer = normalizers.BertNormalizer(lowercase=True)
-    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ends = [("[CLS]", 2), ("[SEP]", 3)]
-    inner.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=ends
-    )
-    inner.enable_padding(length=12)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        pad_token="[PAD]",
-        mask_token="[MASK]",
-        model_max_length=512,
-        model_input_names=["input_ids", "attention_mask"],
-    )
+    return small.wordpiece()
 
 
 def classifier(**sizes):
@@ -276,6 +256,24 @@ def test_bits_show_in_the_file(tokenizer, tmp_path):
         sizes[bits] = found["bert.encoder.layer.0.output.dense"]
         assert sizes[bits] < 256 * 64 * bits / 8 + 4 * 64 + 2 * 64 + 50
     assert sizes[2] < sizes[4] < sizes[8]
+
+
+def test_uncoded_is_the_size_of_what_is_in_the_file(tokenizer, tmp_path):
+    model, path = classifier(layers=1), tmp_path / "a.clab"
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=generator)  # no two are equal
+    few_bits_in_int8(model)
+    round_to_half_(model)
+    size, found = export(model, tokenizer, path), sections(path)
+    linears = 4 * 16 * 16 + 2 * 16 * 24  # 3 bits each, and scale and bias of a row
+    rows = 5 * 16 + 24
+    rest = sum(p.numel() for p in model.parameters())
+    text = len(" ".join(sorted(tokenizer.get_vocab())).encode())
+    same = found["head"] + found["description"] + found["check"]
+    assert uncoded(path) == same + text + linears * 3 // 8 + 2 * (2 * rows + rest)
+    assert size < uncoded(path)
 
 
 def test_layers_that_are_shared_are_stored_once(tokenizer, tmp_path):

@@ -146,6 +146,17 @@ def read(data: bytes, name: str) -> Archive:
     return Archive(description, tensors, sizes, budget)
 
 
+def uncoded_size(tensor: Tensor) -> int:
+    """Bytes of an array before its streams are compressed, were whole numbers packed in as few bits
+    as their range needs. Raises ValueError as `pack`.
+    """
+    _, streams = _encode(tensor)
+    if tensor.is_floating_point():
+        return sum(map(len, streams))
+    span = int(tensor.max()) - int(tensor.min())
+    return packing.packed_size(tensor.numel(), max(1, span.bit_length()))
+
+
 def _check(data: bytes, name: str) -> tuple[int, int]:
     """Where the description ends, and how long it is when it is read."""
     if data[: len(MAGIC)] != MAGIC:

@@ -173,6 +173,18 @@ def sections(path: Path) -> dict[str, int]:
     return found | {"description": len(data) - sum(found.values())}
 
 
+def uncoded(path: Path) -> int:
+    """Bytes of the file, had nothing in it been compressed but the description: whole numbers in as
+    few bits as their range needs, text in a byte a letter. Raises as `load`.
+    """
+    data = Path(path).read_bytes()
+    whole = archive.read(data, str(path))
+    (vocabulary, *tensors), (_, *sizes) = whole.tensors, whole.sizes
+    parts = zip(tensors, sizes, strict=True)
+    plain = sum(archive.uncoded_size(tensor) for tensor, size in parts if size)  # 0: an equal one
+    return len(data) - sum(whole.sizes) + len(vocabulary) + plain
+
+
 # ---------------------------------------------------------------- what is written
 
 

@@ -61,18 +61,8 @@ def row(
         dense_tokenizer: of the float32 classifier, where sentences are longer in the tokens of
             `tokenizer`, which would make it slower than it is.
     """
-    correct, timed = correct_answers(model, data, tokenizer), data.select(range(32))
-    latency = {}
-    for size in BATCH_SIZES:
-        batches = [
-            list(TextBatches(timed, words, batch_size=size))
-            for words in (dense_tokenizer or tokenizer, tokenizer)
-        ]
-        times = compare_latency(
-            {"dense": runner(dense, batches[0]), "model": runner(model, batches[1])},
-            baseline="dense",
-        )
-        latency[str(size)] = asdict(times["model"])
+    correct = correct_answers(model, data, tokenizer)
+    latency = latencies(model, dense, data, tokenizer, dense_tokenizer=dense_tokenizer)
     return {
         "name": name,
         "lecture": lecture,
@@ -83,6 +73,31 @@ def row(
         "latency": latency,
         "note": note,
     }
+
+
+def latencies(
+    model: nn.Module,
+    dense: nn.Module,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    dense_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> dict[str, dict]:
+    """What `compare_latency` finds for `model` against `dense`, by batch size, on the first 32
+    sentences of `data`. Arguments as in `row`.
+    """
+    timed, found = data.select(range(32)), {}
+    for size in BATCH_SIZES:
+        batches = [
+            list(TextBatches(timed, words, batch_size=size))
+            for words in (dense_tokenizer or tokenizer, tokenizer)
+        ]
+        times = compare_latency(
+            {"dense": runner(dense, batches[0]), "model": runner(model, batches[1])},
+            baseline="dense",
+        )
+        found[str(size)] = asdict(times["model"])
+    return found
 
 
 def runner(model: Callable, batches: list) -> Callable[[], None]:
