@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-import torch_pruning
 from torch import nn
 from torch.nn.utils import prune
 
@@ -28,9 +27,11 @@ from compresslab.measure import (
     median_interval,
 )
 from compresslab.models import load_classifier
-from compresslab.pruning import heads, width
+from compresslab.pruning import width
+from compresslab.pruning.heads import choose_heads, head_importance, remove_heads_
 from compresslab.pruning.magnitude import magnitude_masks
 from compresslab.pruning.masks import apply_masks_
+from compresslab.recipes.together_pruned import prune_ as prune_theirs_
 from compresslab.training import TextBatches, classification_loss
 
 SIZES = ((384, 384), (1536, 384), (1024, 1024), (2048, 2048), (4096, 4096))
@@ -110,57 +111,16 @@ def bench_global(classifier: nn.Module) -> None:
 # ---------------------------------------------------------------- neurons and heads
 
 
-def prune_ours(
-    model: nn.Module, batches: list, neurons: float, head_fraction: float, *, globally: bool
+def prune_ours_(
+    model: nn.Module, batches: list, *, neurons: float, heads: float, globally: bool
 ) -> None:
-    if head_fraction:
-        scores = heads.head_importance(model, batches, classification_loss, normalize=True)
-        heads.remove_heads_(model, heads.choose_heads(scores, head_fraction))
+    if heads:
+        scores = head_importance(model, batches, classification_loss, normalize=True)
+        remove_heads_(model, choose_heads(scores, heads))
     scores = width.taylor_scores(
         model, width.collect_gradients(model, batches, classification_loss)
     )
     width.remove_neurons_(model, width.choose_neurons(scores, neurons, globally=globally))
-
-
-def prune_theirs(
-    model: nn.Module, batches: list, neurons: float, head_fraction: float, *, globally: bool
-) -> None:
-    """torch-pruning with its Taylor importance, on the neurons and heads of the encoder alone."""
-    for batch in batches:
-        (len(batch["labels"]) * classification_loss(model, batch)).backward()
-    ups = [layer.intermediate.dense for layer in model.bert.encoder.layer]
-    attention = [layer.attention.self for layer in model.bert.encoder.layer]
-    roots = list(ups)
-    options = {}
-    if head_fraction:
-        roots += [linear for a in attention for linear in (a.query, a.key, a.value)]
-        options = {
-            "num_heads": {
-                linear: a.num_attention_heads
-                for a in attention
-                for linear in (a.query, a.key, a.value)
-            },
-            "prune_num_heads": True,
-            "prune_head_dims": False,
-            "head_pruning_ratio": head_fraction,
-        }
-    keep = {id(root) for root in roots}
-    pruner = torch_pruning.pruner.BasePruner(
-        model,
-        {name: batches[0][name][:1] for name in ("input_ids", "attention_mask")},
-        torch_pruning.importance.GroupTaylorImportance(),
-        global_pruning=globally,
-        pruning_ratio=neurons,
-        ignored_layers=[m for m in model.modules() if not list(m.children()) and id(m) not in keep],
-        root_module_types=[nn.Linear],
-        output_transform=lambda out: out.logits.sum(),
-        **options,
-    )
-    pruner.step()
-    for a in attention:
-        a.num_attention_heads = pruner.num_heads.get(a.query, a.num_attention_heads)
-        a.all_head_size = a.query.out_features
-    model.zero_grad()
 
 
 def bench_structured(classifier: nn.Module, tokenizer, reviews) -> None:
@@ -173,9 +133,9 @@ def bench_structured(classifier: nn.Module, tokenizer, reviews) -> None:
     cases = [(f, 0.0, g) for f in FRACTIONS for g in (False, True)] + [(0.5, 0.25, False)]
     for neurons, head_fraction, globally in cases:
         models = {}
-        for name, method in (("ours", prune_ours), ("peer", prune_theirs)):
+        for name, method in (("ours", prune_ours_), ("peer", prune_theirs_)):
             models[name] = copy.deepcopy(classifier)
-            method(models[name], batches, neurons, head_fraction, globally=globally)
+            method(models[name], batches, neurons=neurons, heads=head_fraction, globally=globally)
         where = "one ranking" if globally else "each layer"
         print(f"  {neurons:.0%} of the neurons, {head_fraction:.0%} of the heads, {where}")
         times = compare_latency(
@@ -193,10 +153,10 @@ def bench_structured(classifier: nn.Module, tokenizer, reviews) -> None:
         s = times["ours"].speedup
         print(f"    ours runs {s.value:.2f} ({s.low:.2f}–{s.high:.2f}) times as fast as the peer's")
     for neurons, head_fraction in ((0.5, 0.0), (0.5, 0.25)):
-        options = {"batches": batches, "neurons": neurons, "head_fraction": head_fraction}
+        options = {"batches": batches, "neurons": neurons, "heads": head_fraction}
         ratio = paired(
-            partial(prune_ours, globally=False, **options),
-            partial(prune_theirs, globally=False, **options),
+            partial(prune_ours_, globally=False, **options),
+            partial(prune_theirs_, globally=False, **options),
             lambda: copy.deepcopy(classifier),
             rounds=7,
         )

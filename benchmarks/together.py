@@ -1,0 +1,64 @@
+"""The capstone beside its peers: `make bench`.
+
+Prints what the recipe `together_peers` measures: the classifier and our student in every peer's
+best form, with bytes, accuracy and speed, and where a peer's model dominates one of ours.
+"""
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+
+from compresslab.machine import processor
+from compresslab.recipes import together_peers
+from compresslab.scoreboard import BATCH_SIZES
+
+
+def show(candidates: list[dict]) -> None:
+    measured = [candidate for candidate in candidates if "reason" not in candidate]
+    threads = list(measured[0]["latency"])
+    columns = [f"{t} threads, batch {size}" for t in threads for size in BATCH_SIZES]
+    print(f"  {'':49} {'MB':>6} {'zipped':>6}  test    " + "  ".join(f"{c:>19}" for c in columns))
+    for each in candidates:
+        name = f"{each['source']:10} {each['name']:38}"
+        if "reason" in each:
+            print(f"  {name} not measured: {each['reason']}")
+            continue
+        timings = [each["latency"][t][str(size)] for t in threads for size in BATCH_SIZES]
+        speeds = [
+            f"{s['value']:6.2f}, in one call" if "once" in timing
+            else f"{s['value']:6.2f} ({s['low']:.2f}–{s['high']:.2f})"
+            for timing in timings
+            for s in (timing["speedup"],)
+        ]  # fmt: skip
+        sizes = f"{each['bytes'] / 1e6:6.2f} {each['zipped'] / 1e6:6.2f}"
+        right = f"{100 * each['test']['accuracy']['value']:.1f} %"
+        print(f"  {name} {sizes}  {right}  " + "  ".join(f"{s:>19}" for s in speeds))
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    vnni = "with" if torch.cpu._is_vnni_supported() else "without"
+    print(
+        f"{processor()} {vnni} AVX-512 VNNI, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}\n\nTimes as fast as the float32 classifier in torch"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            candidates = together_peers.measure(Path(folder))
+        except FileNotFoundError as error:  # the student takes hours: a recipe trains it
+            print(f"not measured: {error}")
+            return
+    show(candidates)
+    found = together_peers.dominated(candidates)
+    print(f"\n{len(found)} times a peer's model is as accurate as one of ours, and costs no more")
+    for each in found:
+        points = 100 * each["difference"]["value"]
+        print(f"  {each['peer']} beside {each['ours']}: {each['cost']}, {points:+.1f} points")
+
+
+if __name__ == "__main__":
+    main()
