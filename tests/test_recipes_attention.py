@@ -419,14 +419,3 @@ def test_maps_are_matched_to_the_weights_of_the_classifier():
     found.backward()
     assert all((p.grad != 0).any() for p in maps.parameters())
     assert all(p.grad is None for p in model.parameters())
-
-
-def test_layers_are_converted_one_after_another():
-    layers = [SimpleNamespace(on=True) for _ in range(3)]
-    after_step = attention_converted.one_after_another(layers)
-    assert [layer.on for layer in layers] == [False, False, True]
-    seen = []
-    for step in range(1, 13):
-        after_step(step, 12)
-        seen.append(sum(layer.on for layer in layers))
-    assert seen == [1, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3, 3]

@@ -530,7 +530,7 @@ def patterns(grids: dict[str, np.ndarray]) -> Figure:
     Args:
         grids: title -> bool (queries, keys).
     """
-    figure, panels = new(2.4 * len(grids), 2.9, columns=len(grids), sharey=True, squeeze=False)
+    figure, panels = new(2.4 * len(grids), 3.3, columns=len(grids), sharey=True, squeeze=False)
     for axes, (title, grid) in zip(panels[0], grids.items(), strict=True):
         axes.imshow(grid, cmap=ListedColormap(["#eeeeee", COLOURS[0]]), vmin=0, vmax=1)
         axes.set(xlabel="key", title=f"{title}\n{np.mean(grid):.0%}")
