@@ -419,3 +419,19 @@ def test_maps_are_matched_to_the_weights_of_the_classifier():
     found.backward()
     assert all((p.grad != 0).any() for p in maps.parameters())
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_last_layers_are_converted_first(monkeypatch):
+    model, seen = classifier(), []
+    attention_converted.convert_(model, "linear")
+    layers = attention_converted.attentions(model)
+    monkeypatch.setattr(attention_converted, "converted", lambda form, folder: (model, None))
+
+    def lost(model, tokenizer, correct):
+        seen.append([layer.on for layer in layers])
+        return {"value": len(seen)}
+
+    monkeypatch.setattr(attention_converted, "lost", lost)
+    found = attention_converted.untrained("linear", None, None)
+    assert seen == [[False, True], [True, True]]
+    assert [(f["layers"], f["value"]) for f in found] == [(1, 1), (2, 2)]
