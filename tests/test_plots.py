@@ -39,6 +39,7 @@ def test_every_axis_of_every_figure_has_a_label():
         plots.reliability_diagram({"a": reliability(torch.tensor([0.6, 0.9]), torch.ones(2) > 0)}),
         plots.group_changes({"3 bits": [GROUP], "int8": [GROUP]}, {"3 bits": 0.0, "int8": -0.01}),
         plots.patterns({"window": np.eye(3, dtype=bool), "full": np.ones((3, 3), dtype=bool)}),
+        plots.scaling({"full": [{"length": 256, "seconds": 0.5, "bytes": 3e6}]}),
     ]
     for figure in figures:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
@@ -153,3 +154,12 @@ def test_a_pattern_is_drawn_query_by_query_with_the_share_of_pairs_in_its_title(
     for axes, (title, grid), share in zip(figure.axes, grids.items(), ("62%", "25%"), strict=True):
         assert axes.get_title() == f"{title}\n{share}"
         np.testing.assert_array_equal(axes.images[0].get_array(), grid)
+
+
+def test_scaling_is_in_milliseconds_and_megabytes():
+    points = [{"length": n, "seconds": n / 1e3, "bytes": n * 1e6} for n in (256, 512)]
+    panels = plots.scaling({"linear": points}).axes
+    for axes in panels:
+        assert axes.get_xscale() == axes.get_yscale() == "log"
+        np.testing.assert_allclose(axes.lines[0].get_xydata(), [(256, 256), (512, 512)])
+    assert [axes.get_ylabel() for axes in panels] == ["time, ms", "memory, MB"]

@@ -517,6 +517,28 @@ def lines(
     return figure
 
 
+def scaling(methods: dict[str, list[dict]]) -> Figure:
+    """Time and memory against the length of a text, beside each other, in powers.
+
+    Args:
+        methods: label -> points with `length`, `seconds` and `bytes`, as the recipe
+            attention_scaling records them.
+    """
+    figure, panels = new(11, 4.5, columns=2)
+    for i, (label, points) in enumerate(methods.items()):
+        style = {"label": label, "marker": MARKERS[i], "color": COLOURS[i]}
+        lengths = [p["length"] for p in points]
+        for axes, key, scale in zip(panels, ("seconds", "bytes"), (1e3, 1e-6), strict=True):
+            values = [scale * p[key] for p in points]
+            axes.plot(lengths, values, ls=("-", "--", ":", "-.")[i % 4], **style)
+    for axes, label in zip(panels, ("time, ms", "memory, MB"), strict=True):
+        axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
+        _plain_numbers(axes.xaxis, 1, 3)
+        _plain_numbers(axes.yaxis, 1)
+    panels[0].legend(fontsize=11)
+    return figure
+
+
 def _plain_numbers(axis: Axis, *steps: int) -> None:
     """Ticks of a logarithmic axis at these steps of each power of ten, written out."""
     axis.set_major_locator(LogLocator(subs=steps))

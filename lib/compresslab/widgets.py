@@ -541,7 +541,7 @@ def explore_attention(scaling: dict) -> Explorer:
             value="window",
             description="method",
         ),
-        "window": _slider("window, tokens", windows, value=usual),
+        "window": _slider("window, tokens", [(f"{w:,}", w) for w in windows], value=usual),
         "tokens": _slider("text, tokens", [(f"{n:,}", n) for n in scaling["lengths"]], value=2048),
     }
 
