@@ -22,6 +22,7 @@ from compresslab.recipes.together_llm import (
     tune_,
     unclipped,
 )
+from compresslab.sharing.tied import state_bytes
 
 
 def tied(width=32, **sizes):
@@ -131,7 +132,7 @@ def test_packed_and_int8_models_say_the_same(tmp_path):
     assert packed.lm_head.codes is packed.model.embed_tokens.codes
     off = (int8(input_ids=ids()).logits - expected).square().mean() / expected.var()
     assert 0 < off < 0.05
-    assert together_llm.memory(packed) < together_llm.memory(model) / 2
+    assert state_bytes(packed) < state_bytes(model) / 2
     found = speeds({"packed": packed}, model)
     assert found["dense"]["speedup"]["value"] == 1
     assert found["packed"]["tokens"] > 0

@@ -29,6 +29,7 @@ from .scoreboard import correct_of, speedup_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+DASHES = ("-", "--", ":", "-.")
 plt.rcParams |= {
     "figure.dpi": 110,
     "figure.constrained_layout.use": True,
@@ -504,7 +505,7 @@ def lines(
         x, y, *ends = np.array(points, dtype=float).T
         axes.errorbar(
             x, y, yerr=np.abs(np.array(ends) - y) if ends else None, capsize=3, label=label,
-            fmt=MARKERS[i] + ("-", "--", ":", "-.")[i % 4], color=COLOURS[i],
+            fmt=MARKERS[i] + DASHES[i % 4], color=COLOURS[i],
         )  # fmt: skip
     if log:
         axes.set_xscale("log")
@@ -530,7 +531,7 @@ def scaling(methods: dict[str, list[dict]]) -> Figure:
         lengths = [p["length"] for p in points]
         for axes, key, scale in zip(panels, ("seconds", "bytes"), (1e3, 1e-6), strict=True):
             values = [scale * p[key] for p in points]
-            axes.plot(lengths, values, ls=("-", "--", ":", "-.")[i % 4], **style)
+            axes.plot(lengths, values, ls=DASHES[i % 4], **style)
     for axes, label in zip(panels, ("time, ms", "memory, MB"), strict=True):
         axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel=label)
         _plain_numbers(axes.xaxis, 1, 3)

@@ -46,6 +46,7 @@ from ..quantization.affine import quantize_tensor
 from ..quantization.gptq import gptq_model_
 from ..quantization.int8 import quantize_linears_int8_
 from ..quantization.linear import pack_embedding_
+from ..sharing.tied import state_bytes
 from ..training import train
 from . import in_parallel, launch, record
 from .distillation_llm import token_level
@@ -377,11 +378,6 @@ def speeds(models: dict[str, nn.Module], dense: nn.Module) -> dict:
     }
 
 
-def memory(model: nn.Module) -> int:
-    """Bytes of all weights, each tensor once."""
-    return sum({t.data_ptr(): t.nbytes for t in model.state_dict().values()}.values())
-
-
 def measure(path: Path) -> dict:
     """A file, once and for all: perplexity on test articles, and its forms side by side."""
     dense, _ = load_language_model()
@@ -389,7 +385,7 @@ def measure(path: Path) -> dict:
     models = {kind: form(*stored, kind) for kind in FORMS}
     found = speeds(models, dense)
     for kind, model in models.items():
-        found[kind] |= {"memory": memory(model)}
+        found[kind] |= {"memory": state_bytes(model)}
     found["int8"] |= {"validation": judge(models["int8"])}
     return {
         "bytes": path.stat().st_size,
