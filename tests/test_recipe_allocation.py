@@ -9,7 +9,7 @@ from datasets import Dataset
 from compresslab.factorization.weighted_svd import whitened_svd
 from compresslab.measure import compare_accuracy, correct_answers
 from compresslab.quantization.affine import fake_quantize
-from compresslab.recipes import together_allocation, tuning
+from compresslab.recipes import factorization_embeddings, together_allocation, tuning
 
 TEXTS = ["a good film", "not a film", "bad bad bad good a a", "a bad film", "good good good not"]
 DATA = Dataset.from_dict({"text": TEXTS * 3, "label": [1, 0, 0, 0, 1] * 3})
@@ -23,7 +23,7 @@ def load_classifier():
 
 @pytest.fixture
 def little(monkeypatch):
-    for module in (together_allocation, tuning):
+    for module in (together_allocation, factorization_embeddings, tuning):
         monkeypatch.setattr(module, "load_reviews", lambda: {"train": DATA, "validation": DATA})
         monkeypatch.setattr(module, "load_classifier", load_classifier)
     for name, value in {"SENTENCES": 15, "GROUP": 8, "UNIT": 1}.items():

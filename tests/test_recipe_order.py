@@ -12,7 +12,7 @@ from compresslab.factorization.embedding import FactorizedEmbedding
 from compresslab.layers import bert_layers, find_linears
 from compresslab.measure import compare_accuracy, correct_answers
 from compresslab.quantization.int8 import Int8BertLayer
-from compresslab.recipes import together_order, tuning
+from compresslab.recipes import factorization_embeddings, together_order, tuning
 
 WORDS = ("a", "good", "bad", "film", "not")
 
@@ -36,7 +36,7 @@ def load_classifier():
 
 @pytest.fixture
 def little(monkeypatch):
-    for module in (together_order, tuning):
+    for module in (together_order, factorization_embeddings, tuning):
         monkeypatch.setattr(module, "load_reviews", lambda: REVIEWS)
         monkeypatch.setattr(module, "load_classifier", load_classifier)
     sizes = {"SENTENCES": 16, "LAYERS": 2, "TOKENS": 38, "RANK": 8, "EPOCHS": 1}

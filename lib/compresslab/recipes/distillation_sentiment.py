@@ -26,14 +26,13 @@ from torch import Tensor, nn
 from ..corpora import load_reviews
 from ..distillation.students import first_layers
 from ..factorization.embedding import factorize_embedding_
-from ..factorization.vocabulary import count_tokens
 from ..models import load_classifier
 from ..pruning.depth import keep_layers
 from ..scoreboard import row
 from ..training import TextBatches
 from . import in_parallel, launch, record, train_large
 from .distillation_data import answer_loss, copies_of, transfer_texts
-from .factorization_embeddings import NAME, smaller
+from .factorization_embeddings import NAME, smaller, token_counts
 from .pruning_structured import SENTENCES, without_heads, without_neurons
 from .tuning import SEED, judge, teacher_logits, transfer_accuracy, tune_, unlabelled
 
@@ -51,11 +50,13 @@ STUDENTS = {  # name -> shape, and how it is trained
 SMALL = (3, 2, 1)  # layers, on labels
 
 
-def new_student(*, layers: int, rank: int, heads: float = 0.0, neurons: float = 0.0):
+def new_student(
+    *, layers: int, rank: int, heads: float = 0.0, neurons: float = 0.0, tokens: int = TOKENS
+):
     """A student of the classifier, without fractions of its heads and neurons, and the tokenizer
     that goes with it; nothing is frozen.
     """
-    model, tokenizer = smaller(tokens=TOKENS)
+    model, tokenizer = smaller(tokens=tokens)
     reviews = load_reviews()["train"]
     batches = TextBatches(reviews.select(range(SENTENCES)), tokenizer)
     if heads:
@@ -64,8 +65,7 @@ def new_student(*, layers: int, rank: int, heads: float = 0.0, neurons: float = 
         model = without_neurons(model, neurons, batches)
     model = keep_layers(model, first_layers(6, layers))
     model.requires_grad_(True)
-    ids = tokenizer(list(reviews["text"]))["input_ids"]
-    factorize_embedding_(model, NAME, rank, counts=count_tokens(ids, len(tokenizer)))
+    factorize_embedding_(model, NAME, rank, counts=token_counts(tokenizer))
     return model, tokenizer
 
 

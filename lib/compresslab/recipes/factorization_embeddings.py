@@ -55,18 +55,30 @@ TUNED = [{"tokens": 4_000}, {"tokens": 8_000, "rank": 128, "weighted": True}]
 def smaller(*, tokens: int | None = None, rank: int | None = None, weighted: bool = False):
     """The classifier with another embedding table, and the tokenizer that goes with it."""
     model, tokenizer = load_classifier()
-    ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
-    counts = count_tokens(ids, len(tokenizer))
+    counts = token_counts(tokenizer)
     if tokens is not None:
-        special = tokenizer.all_special_tokens
-        kept = choose_tokens(tokenizer.get_vocab(), counts, tokens, special=special)
-        definition, index = trim_wordpiece(tokenizer.backend_tokenizer.to_str(), kept)
-        tokenizer = rebuild_tokenizer(tokenizer, definition)
-        trim_embedding_(model, NAME, index)
+        tokenizer, index = trim_(model, tokenizer, counts, tokens)
         counts = counts[index]
     if rank is not None:
         factorize_embedding_(model, NAME, rank, counts=counts if weighted else None)
     return model, tokenizer
+
+
+def token_counts(tokenizer) -> Tensor:
+    """How often each token occurs in the training sentences, (tokens,)."""
+    ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
+    return count_tokens(ids, len(tokenizer))
+
+
+def trim_(model: nn.Module, tokenizer, counts: Tensor, tokens: int) -> tuple:
+    """Leave a model the special tokens and those that occur most; the new tokenizer, and which of
+    the old tokens each of the new ones is.
+    """
+    special = tokenizer.all_special_tokens
+    kept = choose_tokens(tokenizer.get_vocab(), counts, tokens, special=special)
+    definition, index = trim_wordpiece(tokenizer.backend_tokenizer.to_str(), kept)
+    trim_embedding_(model, NAME, index)
+    return rebuild_tokenizer(tokenizer, definition), index
 
 
 def measure(model: nn.Module, tokenizer, correct: dict[str, Tensor]) -> dict:

@@ -27,7 +27,6 @@ from ..corpora import load_reviews
 from ..distillation.soft_targets import soft_target_loss
 from ..factorization.embedding import factorize_embedding
 from ..factorization.svd import Factors
-from ..factorization.vocabulary import count_tokens
 from ..factorization.weighted_svd import whitened_svd
 from ..knapsack import Options, by_slope, least_damage
 from ..layers import find_linears
@@ -38,7 +37,7 @@ from ..quantization.affine import quantize_tensor
 from ..quantization.linear import PackedLinear
 from ..training import TextBatches
 from . import in_parallel, launch, record
-from .factorization_embeddings import NAME
+from .factorization_embeddings import NAME, token_counts
 from .tuning import lost
 
 SEED = 0  # nothing here is random
@@ -82,10 +81,9 @@ def statistics(model: nn.Module, tokenizer) -> dict:
     train = load_reviews()["train"]
     few = train.select(range(min(STATISTICS, len(train))))
     batches = TextBatches(few, tokenizer, batch_size=1)  # without padding
-    ids = tokenizer(list(train["text"]))["input_ids"]
     return {
         "hessians": collect_hessians(model, [batch["input_ids"] for batch in batches]),
-        "counts": count_tokens(ids, len(tokenizer)),
+        "counts": token_counts(tokenizer),
     }
 
 

@@ -41,15 +41,9 @@ from ..corpora import load_reviews
 from ..distillation.students import first_layers
 from ..export import export, load, round_to_half_, uncoded
 from ..factorization.embedding import factorize_embedding_
-from ..factorization.vocabulary import (
-    choose_tokens,
-    count_tokens,
-    trim_embedding_,
-    trim_wordpiece,
-)
 from ..layers import bert_layers, find_linears, own_layers, replace_
 from ..measure import correct_answers
-from ..models import load_classifier, rebuild_tokenizer
+from ..models import load_classifier
 from ..pruning.depth import keep_layers
 from ..quantization.affine import Quantized, quantize_tensor
 from ..quantization.calibration import mse
@@ -64,7 +58,7 @@ from ..sharing.product_quantization import (
 )
 from ..training import TextBatches
 from . import in_parallel, launch, record
-from .factorization_embeddings import NAME
+from .factorization_embeddings import NAME, token_counts, trim_
 from .pruning_structured import SENTENCES, without_heads, without_neurons
 from .tuning import DEVICE, EPOCHS, LEARNING_RATE, SEED, distillation, lost, teacher_logits, tune_
 
@@ -104,15 +98,12 @@ def narrow(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Pair:
 
 
 def trimmed(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    special = tokenizer.all_special_tokens
-    kept = choose_tokens(tokenizer.get_vocab(), counts(tokenizer), TOKENS, special=special)
-    definition, index = trim_wordpiece(tokenizer.backend_tokenizer.to_str(), kept)
-    trim_embedding_(model, NAME, index)
-    return model, rebuild_tokenizer(tokenizer, definition)
+    tokenizer, _ = trim_(model, tokenizer, token_counts(tokenizer), TOKENS)
+    return model, tokenizer
 
 
 def factorized(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> Pair:
-    factorize_embedding_(model, NAME, RANK, counts=counts(tokenizer))
+    factorize_embedding_(model, NAME, RANK, counts=token_counts(tokenizer))
     return model, tokenizer
 
 
@@ -159,12 +150,6 @@ STEPS = {
 }
 
 
-def counts(tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """How often each token occurs in the training sentences."""
-    ids = tokenizer(list(load_reviews()["train"]["text"]))["input_ids"]
-    return count_tokens(ids, len(tokenizer))
-
-
 def take_quantizers_off_(model: nn.Module) -> bool:
     """The weights become floats with the rounded values. Whether there was a quantizer."""
     linears = [m for m in find_linears(model).values() if parametrize.is_parametrized(m)]
@@ -200,8 +185,8 @@ def run(chain: str, teacher: Tensor, correct: Tensor, folder: Path) -> list[dict
     """Go through a chain, and write a file after each step.
 
     Returns:
-        for each step: the difference in accuracy "before" tuning; "seconds" of the processor for
-        step and tuning; and what `judged` finds in the file.
+        for each step, the difference in accuracy "before" tuning, the "seconds" of the processor
+        for step and tuning, and what `judged` finds in the file.
     """
     (model, tokenizer), found = load_classifier(), []
     for step in CHAINS[chain]:

@@ -23,25 +23,21 @@ from ..corpora import load_reviews
 from ..distillation.attention import observe_heads
 from ..distillation.hidden import hidden_states_loss, uniform_layers
 from ..distillation.minilm import minilm_v2_loss
-from ..distillation.students import first_layers
 from ..export import export, round_to_half_
-from ..factorization.embedding import factorize_embedding_
-from ..factorization.vocabulary import count_tokens
 from ..measure import count_parameters
-from ..pruning.depth import keep_layers
 from ..training import Batch, TextBatches, train
 from . import in_parallel, launch, record
 from .distillation_data import answer_loss
-from .factorization_embeddings import NAME, smaller
-from .pruning_structured import SENTENCES, without_heads, without_neurons
+from .distillation_sentiment import new_student
+from .factorization_embeddings import smaller
 from .together_teachers import answers, sentences
 from .tuning import DEVICE, SEED, Loss, judge, teacher_logits, transfer_accuracy
 
-TOKENS = 8_000
-LAYERS, RANK = 3, 96
+TOKENS, LAYERS = 8_000, 3
+SHARED = {"tokens": TOKENS, "layers": LAYERS, "rank": 96}
 SHAPES = {  # fractions of heads and neurons that go
-    "thin": {"heads": 9 / 12, "neurons": 0.9},
-    "medium": {"heads": 8 / 12, "neurons": 0.8},
+    "thin": SHARED | {"heads": 9 / 12, "neurons": 0.9},
+    "medium": SHARED | {"heads": 8 / 12, "neurons": 0.8},
 }
 CHOICES = (
     {"shape": "thin", "teacher": "classifier", "matched": False},
@@ -53,19 +49,6 @@ EPOCHS, MATCHING_EPOCHS = 12, 2
 BATCH, LEARNING_RATE = 128, 1e-3
 RELATION_HEADS = 8
 PATH = DATA / "student.clab"
-
-
-def new_student(*, heads: float, neurons: float):
-    """A student of the classifier and its tokenizer; nothing is frozen."""
-    model, tokenizer = smaller(tokens=TOKENS)
-    reviews = load_reviews()["train"]
-    batches = TextBatches(reviews.select(range(SENTENCES)), tokenizer)
-    model = without_neurons(without_heads(model, heads, batches), neurons, batches)
-    model = keep_layers(model, first_layers(6, LAYERS))
-    model.requires_grad_(True)
-    ids = tokenizer(list(reviews["text"]))["input_ids"]
-    factorize_embedding_(model, NAME, RANK, counts=count_tokens(ids, len(tokenizer)))
-    return model, tokenizer
 
 
 def state_loss() -> Loss:

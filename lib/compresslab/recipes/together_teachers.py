@@ -74,10 +74,12 @@ def main() -> None:
     }.items():
         found[name] = {
             split: predict(model, TextBatches(some, tokenizer), device=DEVICE)
-            for split, some in (reviews | {"sentences": data}).items()
-            if split != "test"
+            for split, some in {"validation": reviews["validation"], "sentences": data}.items()
         }
-        judged.append(describe(name, model, {s: found[name][s] for s in ("train", "validation")}))
+        own = found[name]["sentences"][: len(reviews["train"])]  # these come first
+        judged.append(
+            describe(name, model, {"train": own, "validation": found[name]["validation"]})
+        )
         print(judged[-1], flush=True)
     both = {s: (found["classifier"][s] + found["SmolLM2"][s]) / 2 for s in found["SmolLM2"]}
     hits = both["validation"].argmax(-1) == torch.tensor(reviews["validation"]["label"])
