@@ -112,14 +112,14 @@ def dataset(texts, ratings):
 @pytest.mark.parametrize(
     ("text", "rating", "expected"),
     [
-        ("A good film", 0.99, {"mild", "positive", "short"}),
-        ("A good film", -1.0, {"negative", "short"}),
-        ("A good film", 2.0, {"strong", "positive", "short"}),
+        ("A good film", 1.49, {"mild", "positive", "short"}),
+        ("A good film", -1.5, {"negative", "short"}),
+        ("A good film", 2.2, {"strong", "positive", "short"}),
         ("a " * 13 + "Film", 1.5, {"positive"}),
         ("a " * 25 + "Film", 1.5, {"positive", "long"}),
         ("A good film by Kurosawa", 1.5, {"positive", "short"}),
         ("A turgid film", 1.5, {"positive", "short", "rare words"}),
-        ("a " * 10 + "turgid", 1.5, {"positive", "short"}),  # one word of eleven
+        ("a " * 10 + "turgid", 1.5, {"positive"}),  # one word of eleven
         ("It isn’t a film", 1.5, {"positive", "short", "negation"}),
         ("NOT a film", 1.5, {"positive", "short", "negation"}),
         ("a notable film", 1.5, {"positive", "short"}),
