@@ -224,7 +224,7 @@ def test_torch_pruning_narrows_everything_between_the_layers():
 def test_an_untrained_pruned_model_says_how_to_train_it(tmp_path, monkeypatch):
     monkeypatch.setattr(together_pruned, "cache_folder", lambda: tmp_path)
     with pytest.raises(FileNotFoundError, match=r"python -m compresslab\.recipes\.together_pruned"):
-        together_pruned.path("student", "bold")
+        together_pruned.path("student")
 
 
 def test_batches_to_collect_ranges_from_have_no_padding(monkeypatch, tmp_path):

@@ -155,12 +155,12 @@ def table(rows: list[dict]) -> pd.DataFrame:
     """
     lines = []
     for row in rows:
-        a = accuracy(correct_of(row))
+        a, millions = accuracy(correct_of(row)), row["parameters"] / 1e6
         line = {
             "model": row["name"],
             "accuracy %": f"{100 * a.value:.1f} ({100 * a.low:.1f}–{100 * a.high:.1f})",
             "vs dense": "",
-            "parameters": f"{row['parameters'] / 1e6:.1f} M",
+            "parameters": f"{millions:.{1 if millions >= 1 else 2}f} M",
             "on disk": f"{row['bytes'] / 1e6:.3g} MB",
         }
         if row is not rows[0]:

@@ -327,18 +327,17 @@ def openvino_session(path: Path) -> Callable:
     return run
 
 
-def torch_pruned(source: Source, folder: Path, *, choice: str) -> Start:
+def torch_pruned(source: Source, folder: Path) -> Start:
     """What torch-pruning left, tuned by `together_pruned`; shipped in float16, run in float32."""
-    model, _ = load(together_pruned.path(source.name, choice))
+    model, _ = load(together_pruned.path(source.name))
     storage.save(copy.deepcopy(model).half(), folder / "model.safetensors")
     return lambda: model
 
 
-def torch_pruned_int8(source: Source, folder: Path, *, choice: str) -> Start:
+def torch_pruned_int8(source: Source, folder: Path) -> Start:
     """The same, then through ONNX Runtime as above."""
-    model, _ = load(together_pruned.path(source.name, choice))
-    scratch = source.scratch / choice
-    scratch.mkdir()
+    model, _ = load(together_pruned.path(source.name))
+    (scratch := source.scratch / "pruned").mkdir()
     return onnx_dynamic(replace(source, model=model, scratch=scratch), folder)
 
 
@@ -356,10 +355,8 @@ PEERS = {
     "OpenVINO, int8 static": partial(openvino_file, kind="static"),
     "OpenVINO, int8 weights": partial(openvino_file, kind="8 bit"),
     "OpenVINO, 4-bit weights": partial(openvino_file, kind="4 bit"),
-} | {
-    f"torch-pruning, {choice}{what}": partial(make, choice=choice)
-    for choice in together_pruned.CHOICES
-    for what, make in (("", torch_pruned), (", ONNX Runtime", torch_pruned_int8))
+    "torch-pruning": torch_pruned,
+    "torch-pruning, ONNX Runtime int8": torch_pruned_int8,
 }
 
 

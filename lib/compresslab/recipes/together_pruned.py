@@ -6,8 +6,7 @@ As in torch-pruning's example for BERT: a first-order importance from labelled s
 cut alike, in one step: heads, neurons and, where `hidden` says so, the width of everything. What is
 left learns the answers of both teachers to the sentences of `together_teachers`, with batch, epochs
 and learning rate of `together_student`. The models go to the cache, and `together_peers` measures
-them. About three and a half hours on two cores, or 20 minutes on a GPU, which is used if there is
-one.
+them. About 90 minutes on two cores, or 10 on a GPU, which is used if there is one.
 """
 
 import json
@@ -30,28 +29,22 @@ from .together_student import BATCH, EPOCHS, LEARNING_RATE
 from .together_teachers import answers, sentences
 from .tuning import DEVICE, SEED, judge, teacher_logits
 
-CHOICES = {  # name -> by source, the fractions that go
-    "cautious": {
-        "classifier": {"neurons": 0.75, "heads": 0.5},
-        "student": {"neurons": 0.25},
-    },
-    "bold": {
-        "classifier": {"neurons": 0.75, "heads": 0.5, "hidden": 0.5},
-        "student": {"neurons": 0.5},
-    },
+FRACTIONS = {  # that go, by source
+    "classifier": {"neurons": 0.75, "heads": 0.5, "hidden": 0.5},
+    "student": {"neurons": 0.25},
 }
 
 
-def path(source: str, choice: str) -> Path:
+def path(source: str) -> Path:
     """Where the model is. Raises FileNotFoundError if it has not been trained."""
-    file = file_of(source, choice)
+    file = file_of(source)
     if not file.exists():
         raise FileNotFoundError("not trained: run `python -m compresslab.recipes.together_pruned`")
     return file
 
 
-def file_of(source: str, choice: str) -> Path:
-    return cache_folder() / "torch-pruning" / f"{source}, {choice}.clab"
+def file_of(source: str) -> Path:
+    return cache_folder() / "torch-pruning" / f"{source}.clab"
 
 
 def prune_(
@@ -120,18 +113,18 @@ def prune_(
     model.zero_grad()
 
 
-def new(source: str, choice: str):
+def new(source: str):
     """A pruned model and its tokenizer; nothing is frozen."""
     model, tokenizer = load_classifier() if source == "classifier" else load(together_student.PATH)
     model.requires_grad_(True)
     batches = TextBatches(load_reviews()["train"].select(range(SENTENCES)), tokenizer)
-    prune_(model, list(batches), **CHOICES[choice][source])
+    prune_(model, list(batches), **FRACTIONS[source])
     return model, tokenizer
 
 
-def run(source: str, choice: str, classifier: torch.Tensor) -> dict:
+def run(source: str, classifier: torch.Tensor) -> dict:
     """Prune, tune and save one. It is judged on validation, beside the classifier's logits."""
-    model, tokenizer = new(source, choice)
+    model, tokenizer = new(source)
     batches = TextBatches(sentences(), tokenizer, batch_size=BATCH, shuffle=True, seed=SEED)
     validation = load_reviews()["validation"]
     before = judge(model, tokenizer, validation, classifier)
@@ -148,13 +141,12 @@ def run(source: str, choice: str, classifier: torch.Tensor) -> dict:
     )
     model.cpu()
     round_to_half_(model)
-    file = file_of(source, choice)
+    file = file_of(source)
     file.parent.mkdir(parents=True, exist_ok=True)
     export(model, tokenizer, file)
     return {
         "source": source,
-        "choice": choice,
-        "fractions": CHOICES[choice][source],
+        "fractions": FRACTIONS[source],
         "parameters": count_parameters(model),
         "before": before,
         "history": history,
@@ -163,11 +155,7 @@ def run(source: str, choice: str, classifier: torch.Tensor) -> dict:
 
 def main() -> None:
     classifier, runs = teacher_logits(load_reviews()["validation"]), []
-    tasks = [
-        {"source": source, "choice": choice, "classifier": classifier}
-        for choice, by_source in CHOICES.items()
-        for source in by_source
-    ]
+    tasks = [{"source": source, "classifier": classifier} for source in FRACTIONS]
     for result in in_parallel(run, tasks):
         runs.append(result)
         print(json.dumps(result), flush=True)
