@@ -13,7 +13,7 @@ from compresslab.assets import DATA, read_manifest
 from compresslab.corpora import load_reviews
 from compresslab.measure import accuracy, bytes_on_disk, correct_answers, count_parameters
 from compresslab.models import load_classifier
-from compresslab.recipes import RESULTS
+from compresslab.recipes import RESULTS, together_teachers
 
 MODELS = pd.read_csv(DATA / "model_sizes.csv", parse_dates=["date"])
 DEVICES = pd.read_csv(DATA / "devices.csv")
@@ -98,6 +98,16 @@ def test_the_teacher_is_the_best_run_on_validation_and_at_least_86_percent_on_te
     last = {run["learning_rate"]: run["history"][-1]["validation"] for run in figures["runs"]}
     assert figures["validation"] == max(last.values()) == last[figures["learning_rate"]]
     assert figures["test"]["value"] >= 0.86
+
+
+def test_the_answers_of_the_capstone_s_teachers_are_those_that_were_judged():
+    figures = json.loads((RESULTS / "together_teachers.json").read_text())["figures"]
+    labels, logits = torch.tensor(load_reviews()["train"]["label"]), together_teachers.answers()
+    for teacher in figures["teachers"]:
+        own = logits[teacher["name"]]
+        assert own.shape == (figures["sentences"], 2)
+        hits = own[: len(labels)].argmax(-1) == labels  # the training sentences come first
+        assert hits.float().mean().item() == pytest.approx(teacher["train"], abs=1e-3)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 5, 64, 2000])
