@@ -10,7 +10,7 @@ those are taken whose damages add up to the least within a budget, without train
 beside the best single choice for all matrices in the same budget, on validation, for bits alone,
 ranks alone and both; and the damage that was added up beside the one of the whole model.
 
-Biases, norms, positions and the head stay as they are, and count in no budget. About 15 minutes on
+Biases, norms, positions and the head stay as they are, and count in no budget. About 20 minutes on
 two cores.
 """
 
