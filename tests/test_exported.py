@@ -24,6 +24,7 @@ from compresslab.factorization.embedding import factorize_embedding_
 from compresslab.factorization.linear import factorize_linears_
 from compresslab.factorization.svd import truncated_svd
 from compresslab.factorization.vocabulary import trim_embedding_
+from compresslab.inference import fuse_bert_
 from compresslab.layers import bert_layers, replace_
 from compresslab.pruning.depth import keep_layers_
 from compresslab.pruning.heads import remove_heads_
@@ -149,6 +150,12 @@ def static_fused(model):
     fuse_bert_layers_(model)
 
 
+def model_fused(model):
+    remove_heads_(model, {0: {1}})
+    int8(model)
+    fuse_bert_(model)
+
+
 def low_rank(model):
     factorize_linears_(model, lambda _, w: truncated_svd(w, 2) if len(w) > 2 else None)
     factorize_embedding_(model, WORD, 5)
@@ -184,7 +191,7 @@ def fewer_positions(model):
 EVERY = [
     *(dense, half, packed, hqq_zeros, trained, ternary, few_bits_in_int8, clustered),
     *(clustered_rows, product, int8, int8_tokens, int8_static, int8_fused, static_fused),
-    *(low_rank, low_rank_packed, pruned, shallow, shared, eager, fewer_positions),
+    *(model_fused, low_rank, low_rank_packed, pruned, shallow, shared, eager, fewer_positions),
 ]
 
 

@@ -7,7 +7,7 @@ from datasets import Dataset
 from torch import nn
 
 from compresslab import export
-from compresslab.quantization.int8 import Int8BertLayer
+from compresslab.inference import Int8Bert
 from compresslab.recipes import (
     distillation_data,
     distillation_sentiment,
@@ -58,6 +58,7 @@ def recorded(monkeypatch, tmp_path):
             "in_parallel": lambda run, tasks: (run(**task) for task in tasks),
             "record": lambda name, **about: found.update({name: about}),
             "row": lambda name, **about: about,
+            "latencies": lambda model, *rest, **options: model,
         }.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, new)
@@ -69,7 +70,8 @@ def recorded(monkeypatch, tmp_path):
     monkeypatch.setattr(together_capstone, "STUDENT", paths[together_student])
     shape = {"tokens": 38, "layers": 2, "rank": 4, "heads": 0.5, "neurons": 0.5}
     monkeypatch.setattr(together_student, "SHAPES", dict.fromkeys(("thin", "medium"), shape))
-    sizes = {"TOKENS": 38, "LAYERS": 2, "EPOCHS": 3, "MATCHING_EPOCHS": 1, "RELATION_HEADS": 2}
+    sizes = {"TOKENS": 38, "LAYERS": 2, "RELATION_HEADS": 2}
+    sizes["CHOICES"] = [choice | {"epochs": 3} for choice in together_student.CHOICES]
     for name, value in sizes.items():
         monkeypatch.setattr(together_student, name, value)
     monkeypatch.setattr(distillation_sentiment, "SENTENCES", 12)
@@ -113,10 +115,16 @@ def test_from_two_teachers_to_a_file_that_is_measured_once_on_test(recorded):
     ]
     assert figures["bytes"] == sum(figures["sections"].values())
     assert figures["best"] in figures["runs"]
-    (_, row) = recorded["together_capstone"]["models"]
+    (plain, row) = recorded["together_capstone"]["models"]
     assert row["bytes"] == together_capstone.PATH.stat().st_size == figures["bytes"]
     assert row["data"] is REVIEWS["test"]
-    assert isinstance(row["model"].bert.encoder.layer[0], Int8BertLayer)
+    timed, inputs = row["latency"], small.batch()
+    inputs["input_ids"].clamp_(max=37)
+    with torch.inference_mode():
+        assert torch.equal(timed(**inputs).logits, row["model"](**inputs).logits)
+    assert isinstance(row["model"].bert, Int8Bert)
+    assert not isinstance(timed, nn.Module)  # a trace
+    assert "latency" not in plain  # the row's own
 
 
 def test_the_best_on_validation_is_the_one_that_is_kept(recorded, monkeypatch):
@@ -124,7 +132,7 @@ def test_the_best_on_validation_is_the_one_that_is_kept(recorded, monkeypatch):
     together_teachers.main()
     kept = {}
 
-    def run(shape, teacher, matched, classifier, path):
+    def run(shape, teacher, matched, epochs, classifier, path):
         student, _ = together_student.new_student(**together_student.SHAPES[shape])
         nn.init.constant_(student.classifier.bias, len(kept))
         together_student.save_file(student.state_dict(), path)

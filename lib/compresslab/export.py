@@ -12,7 +12,7 @@ in UTF-8, a space between two; the description has
 
     config      sizes and names of transformers' BertConfig
     attention   "sdpa" or "eager"
-    fused       whether the layers of the encoder are int8.Int8BertLayer
+    fused       "layers" after int8.fuse_bert_layers_, "model" after inference.fuse_bert_, or ""
     tokenizer   definition: JSON of the package tokenizers without vocabulary, padding, truncation;
                 special: its special tokens by name; length: tokens of a text; inputs
     layers      [name, kind, form, count, bias] for each: the next `count` parts are its numbers,
@@ -60,6 +60,7 @@ from . import archive
 from .factorization.embedding import FactorizedEmbedding
 from .factorization.linear import LowRankLinear
 from .factorization.svd import Factors
+from .inference import Int8Bert, fuse_bert_
 from .layers import bert_layers, new_linear, replace_
 from .models import rebuild_tokenizer
 from .quantization.affine import Quantized, dequantize
@@ -78,6 +79,7 @@ FIELDS = (
 )
 LINEARS = (nn.Linear, PackedLinear, TernaryLinear, CodebookLinear, PQLinear)
 EMBEDDINGS = (nn.Embedding, PackedEmbedding, Int8Embedding, PQEmbedding)
+FUSE = {"layers": fuse_bert_layers_, "model": fuse_bert_}
 FUSED = {  # layers of an Int8BertLayer -> of BERT
     "query_key_value": ("attention.self.query", "attention.self.key", "attention.self.value"),
     "project": ("attention.output.dense",),
@@ -121,7 +123,7 @@ def export(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pat
     description = {
         "config": {field: getattr(model.config, field) for field in FIELDS},
         "attention": model.config._attn_implementation,
-        "fused": any(isinstance(layer, Int8BertLayer) for layer in bert_layers(model)),
+        "fused": _fused(model),
         "tokenizer": of_tokenizer,
         "layers": layers,
     }
@@ -224,6 +226,12 @@ def _layers(model: nn.Module) -> Iterator[tuple[str, str, str, list[Tensor], Ten
             yield name, *layer
 
 
+def _fused(model: nn.Module) -> str:
+    if isinstance(model.base_model, Int8Bert):
+        return "model"
+    return "layers" if isinstance(bert_layers(model)[0], Int8BertLayer) else ""
+
+
 def _take_apart(m: nn.Module) -> tuple[str, str, list[Tensor], Tensor | None] | None:
     """Kind, form, numbers and bias of a layer; None if there is no kind for it."""
     if type(m) is Int8Linear:
@@ -278,7 +286,9 @@ def _build(whole: archive.Archive) -> tuple[PreTrainedModel, PreTrainedTokenizer
         replace_(model, name, _make(kind, tensors, bias, model.get_submodule(name)))
     if missing := [name for name, p in model.named_parameters() if p.is_meta]:
         raise ValueError(f"{missing[0]} is missing")
-    _finish_(model, fused=description["fused"])
+    _finish_(model)
+    if description["fused"]:
+        FUSE[description["fused"]](model)
     tokenizer = _tokenizer(description["tokenizer"], vocabulary)
     positions = model.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
@@ -350,7 +360,7 @@ def _make(kind: str, tensors: list[Tensor], bias: Tensor | None, old: nn.Module)
     return layer
 
 
-def _finish_(model: PreTrainedModel, *, fused: bool) -> None:
+def _finish_(model: PreTrainedModel) -> None:
     """What is not in the parameters of a BERT: positions and numbers of heads."""
     embeddings = model.bert.embeddings
     table = getattr(embeddings.position_embeddings, "table", embeddings.position_embeddings)
@@ -362,8 +372,6 @@ def _finish_(model: PreTrainedModel, *, fused: bool) -> None:
         query = getattr(attention.query, "left", attention.query)
         attention.num_attention_heads = query.out_features // attention.attention_head_size
         attention.all_head_size = attention.num_attention_heads * attention.attention_head_size
-    if fused:
-        fuse_bert_layers_(model)
 
 
 def _tokenizer(description: dict, vocabulary: list[str]) -> PreTrainedTokenizerBase:

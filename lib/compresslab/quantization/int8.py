@@ -199,16 +199,15 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in_features) to (…, out_features), in the dtype of `x`."""
-        operators = torch.ops.quantized
         if not self.fused:
             y = self._steps(x.reshape(-1, self.in_features))
             y = y.view(*x.shape[:-1], self.out_features)
         elif self.static:
-            y = operators.linear_with_input_q_dq_qweight_dq_output_fp32(
+            y = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default(
                 x.float(), *self.input_parameters, self.packed
             )
         else:
-            y = operators.linear_dynamic(x.float(), self.packed, False)
+            y = torch.ops.quantized.linear_dynamic.default(x.float(), self.packed, False)
         return y.to(x.dtype)
 
     def _steps(self, x: Tensor) -> Tensor:
@@ -242,7 +241,7 @@ class Int8Embedding(nn.Module):
 
     def forward(self, index: Tensor) -> Tensor:
         """(…) to (…, dim)."""
-        return self.codes[index] * self.scale[index]
+        return F.embedding(index, self.codes) * F.embedding(index, self.scale)
 
 
 def quantize_linears_int8_(
@@ -324,10 +323,23 @@ class Int8BertLayer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None, *_, **__) -> Tensor:
         """(batch, time, dim) to the same; `mask` (batch, 1, 1 or time, time) or None."""
-        joined = self.query_key_value(x).view(*x.shape[:2], 3, self.heads, -1)
-        query, key, value = joined.permute(2, 0, 3, 1, 4)  # (batch, heads, time, dim) each
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        x = self.norm(x + self.project(mixed.transpose(1, 2).flatten(2)))
+        return self.finish(x, self.attend(self.query_key_value(x), mask))
+
+    def attend(self, joined: Tensor, mask: Tensor | None, queries: int | None = None) -> Tensor:
+        """From query, key and value of every token, one after the other (batch, time, 3 · heads ·
+        size), what the first `queries` tokens of each sentence read (batch, queries or time, …).
+        """
+        query, key, value = joined.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        query = query[:, :, :queries]  # (batch, heads, queries, size)
+        return (
+            F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            .transpose(1, 2)
+            .flatten(2)
+        )
+
+    def finish(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """What follows attention, token by token: (…, dim) and (…, heads · size) to (…, dim)."""
+        x = self.norm(x + self.project(mixed))
         return self.output_norm(x + self.down(self.activation(self.up(x))))
 
 

@@ -20,14 +20,11 @@ from torch import nn
 from ..assets import DATA
 from ..corpora import load_reviews
 from ..export import export, load, round_to_half_, sections
+from ..inference import fuse_bert_, trace
 from ..measure import correct_answers
 from ..models import load_classifier
-from ..quantization.int8 import (
-    fuse_bert_layers_,
-    quantize_embeddings_int8_,
-    quantize_linears_int8_,
-)
-from ..scoreboard import row
+from ..quantization.int8 import quantize_embeddings_int8_, quantize_linears_int8_
+from ..scoreboard import latencies, row
 from . import launch, record
 from .together_student import PATH as STUDENT
 from .tuning import SEED, lost, transfer_accuracy
@@ -41,7 +38,7 @@ def compressed(student: nn.Module, bits: int, table_bits: int) -> nn.Module:
     model = copy.deepcopy(student)
     quantize_linears_int8_(model, bits=bits)
     quantize_embeddings_int8_(model, bits=table_bits)
-    fuse_bert_layers_(model)
+    fuse_bert_(model)
     round_to_half_(model)
     return model
 
@@ -79,6 +76,9 @@ def main() -> None:
             ("capstone", model, PATH, f"that student, {best['bits']} bits; everything in one file"),
         )
     ]
+    rows[-1]["latency"] = latencies(
+        trace(model), dense, reviews["test"], tokenizer, dense_tokenizer=words
+    )
     figures = {
         "student": lost(student, tokenizer, correct),
         "runs": runs,

@@ -41,13 +41,14 @@ from ..corpora import load_reviews
 from ..distillation.students import first_layers
 from ..export import export, load, round_to_half_, uncoded
 from ..factorization.embedding import factorize_embedding_
+from ..inference import fuse_bert_, trace
 from ..layers import bert_layers, find_linears, own_layers, replace_
 from ..measure import correct_answers
 from ..models import load_classifier
 from ..pruning.depth import keep_layers
 from ..quantization.affine import Quantized, quantize_tensor
 from ..quantization.calibration import mse
-from ..quantization.int8 import Int8Linear, fuse_bert_layers_
+from ..quantization.int8 import Int8Linear
 from ..quantization.qat import LSQ, add_quantizers_, finish_
 from ..scoreboard import latencies, row
 from ..sharing.codebooks import cluster
@@ -169,7 +170,7 @@ def stored(model: nn.Module) -> nn.Module:
     if any(parametrize.is_parametrized(m) for m in find_linears(model).values()):
         finish_(model.bert, integers)
     if isinstance(bert_layers(model)[0].output.dense, Int8Linear):
-        fuse_bert_layers_(model)
+        fuse_bert_(model)
     round_to_half_(model)
     return model
 
@@ -271,7 +272,12 @@ def main() -> None:
             parameters=best["numbers"],
             note=f"cut, then {BITS} bits; everything in one file",
             dense_tokenizer=words,
-        ) | {"bytes": best["bytes"]}
+        ) | {
+            "bytes": best["bytes"],
+            "latency": latencies(
+                trace(model), dense, reviews["test"], tokenizer, dense_tokenizer=words
+            ),
+        }
     figures = {"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "runs": runs}
     print(record("together_order", seed=SEED, figures=figures, models=[result]))
 

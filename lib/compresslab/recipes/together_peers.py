@@ -40,6 +40,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import storage
 from ..corpora import load_reviews
 from ..export import export, load, sections
+from ..inference import trace
 from ..layers import bert_layers
 from ..measure import accuracy, compare_accuracy, compare_latency, correct_answers
 from ..models import load_classifier
@@ -363,24 +364,29 @@ PEERS = {
 # ---------------------------------------------------------------- ours
 
 
-def our_file(source: Source, folder: Path, *, file: Path) -> Start:
-    model, _ = load(shutil.copy(file, folder))
+def our_float(source: Source, folder: Path) -> Start:
+    model, _ = load(shutil.copy(together_student.PATH, folder))
     return lambda: model
+
+
+def our_capstone(source: Source, folder: Path) -> Start:
+    model, _ = load(shutil.copy(together_capstone.PATH, folder))
+    return lambda: trace(model)
 
 
 def our_int8(source: Source, folder: Path) -> Start:
     path = folder / "model.clab"
     export(together_capstone.compressed(source.model, *EIGHT), source.tokenizer, path)
     model, _ = load(path)
-    return lambda: model
+    return lambda: trace(model)
 
 
 OURS = {
     "classifier": {"ours, int8": our_int8},
     "student": {
-        "ours, float16": partial(our_file, file=together_student.PATH),
+        "ours, float16": our_float,
         "ours, int8": our_int8,
-        "ours, capstone": partial(our_file, file=together_capstone.PATH),
+        "ours, capstone": our_capstone,
     },
 }
 
