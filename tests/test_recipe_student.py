@@ -32,6 +32,8 @@ def sentences(count):
 
 
 REVIEWS = {"train": sentences(18), "validation": sentences(12), "test": sentences(12)}
+INPUTS = small.batch()
+INPUTS["input_ids"].clamp_(max=37)  # of as many tokens as are kept
 TRANSFER = {"train": sentences(5), "test": sentences(4)}
 
 
@@ -115,13 +117,20 @@ def test_from_two_teachers_to_a_file_that_is_measured_once_on_test(recorded):
     ]
     assert figures["bytes"] == sum(figures["sections"].values())
     assert figures["best"] in figures["runs"]
+    names, stages = zip(*figures["latency"].items(), strict=True)
+    assert names[0] == "float32"
+    assert names[-1] == "no Python"
+    with torch.inference_mode():
+        found = [stage(**INPUTS).logits for stage in stages]
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], atol=0.2, rtol=0.1)
+    assert torch.equal(found[-1], found[-2])
     (plain, row) = recorded["together_capstone"]["models"]
     assert row["bytes"] == together_capstone.PATH.stat().st_size == figures["bytes"]
     assert row["data"] is REVIEWS["test"]
-    timed, inputs = row["latency"], small.batch()
-    inputs["input_ids"].clamp_(max=37)
+    timed = row["latency"]
     with torch.inference_mode():
-        assert torch.equal(timed(**inputs).logits, row["model"](**inputs).logits)
+        assert torch.equal(timed(**INPUTS).logits, row["model"](**INPUTS).logits)
     assert isinstance(row["model"].bert, Int8Bert)
     assert not isinstance(timed, nn.Module)  # a trace
     assert "latency" not in plain  # the row's own

@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 import zlib
+from types import SimpleNamespace
 
 import pytest
 import small
@@ -21,7 +22,9 @@ from compresslab.grading import sandbox, trial
 from compresslab.grading.intake import File, Unreadable
 from compresslab.grading.leaderboard import Row, make_board, make_table, read_private, understand
 from compresslab.grading.trial import classify, compare_times
+from compresslab.inference import fuse_bert_
 from compresslab.measure import Estimate, accuracy, compare_accuracy
+from compresslab.quantization.int8 import quantize_linears_int8_
 
 WHY_NOT = sandbox.why_not()
 in_sandbox = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
@@ -222,6 +225,23 @@ class Spy:
     def __call__(self, texts, **options):
         self.counts.append(len(texts))
         return self.inner(texts, **options)
+
+
+def test_a_fused_model_is_timed_as_a_trace_that_answers_as_it_does(honest, monkeypatch):
+    model, its = read(honest, "it")
+    quantize_linears_int8_(model)
+    fuse_bert_(model)
+    timed = []
+
+    def compare_latency(calls, **options):
+        timed.append(calls["small"].args[0])
+        assert calls["small"]() == classify(model, its, TEXTS)
+        return {"small": SimpleNamespace(speedup=TWICE[1])}
+
+    monkeypatch.setattr(trial, "compare_latency", compare_latency)
+    compare_times((model, its), (model, its), TEXTS)
+    assert len(timed) == 2
+    assert not any(isinstance(one, torch.nn.Module) for one in timed)
 
 
 def test_times_are_from_sentences_to_labels_and_of_the_same_sentences(honest):
