@@ -23,7 +23,7 @@ from ..assets import DATA
 from ..corpora import load_reviews
 from ..export import export, load, round_to_half_, sections
 from ..inference import fuse_bert_, trace
-from ..measure import correct_answers
+from ..measure import correct_answers, count_parameters
 from ..models import load_classifier
 from ..quantization.int8 import (
     fuse_bert_layers_,
@@ -93,6 +93,7 @@ def main() -> None:
             dense=dense,
             data=reviews["test"],
             tokenizer=tokenizer,
+            parameters=count_parameters(student),
             note=note,
             dense_tokenizer=words,
         )

@@ -3,12 +3,12 @@
     python -m compresslab.recipes.together_people
 
 The classifier, compressed without training in ways of lectures 2, 3, 4 and 6, some of them further
-than one would go, and the student in `data/student.clab`, if it is there. Of each: accuracy on test
-and its paired difference to the classifier, for all sentences and by groups, with p-values that are
-corrected for all that are looked at, and the groups of validation, too, so that a question can be
-found there and asked on test; accuracy and calibration as it is, and after the repairs that
-need no training: one temperature, one shift, or both, found on validation. The same on the transfer
-sets. No model is chosen here, so none is chosen on test. About 12 minutes on two cores.
+than one would go, and the capstone in its file. Of each: accuracy on test and its paired difference
+to the classifier, for all sentences and by groups, with p-values that are corrected for all that
+are looked at, and the groups of validation, too, so that a question can be found there and asked on
+test; accuracy and calibration as it is, and after the repairs that need no training: one
+temperature, one shift, or both, found on validation. The same on the transfer sets. No model is
+chosen here, so none is chosen on test. About 12 minutes on two cores.
 """
 
 import base64
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .. import export
-from ..assets import DATA
 from ..corpora import LABELS, load_reviews, load_transfer
 from ..factorization.allocation import uniform_ranks
 from ..factorization.linear import factorize_linears_
@@ -37,14 +36,13 @@ from ..scoreboard import DENSE
 from ..sharing.codebooks import cluster
 from ..subgroups import compare_groups, holm, pooled_change, sentence_groups
 from ..training import TextBatches
-from . import in_parallel, launch, record
+from . import in_parallel, launch, record, together_capstone
 from .pruning_oneshot import pruned
 from .quantization_latency import ours
 from .quantization_oneshot import rounded
 from .tuning import TRANSFER
 
 SEED = 0
-STUDENT = DATA / "student.clab"
 BINS = 15
 SENTENCES = 256  # that the low-rank layers are fitted to
 
@@ -84,7 +82,7 @@ MODELS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "magnitude, 60 % removed": lambda dense: pruned(dense, 0.6, globally=True),
     "low rank, half left": lambda dense: low_rank(dense, 0.5),
 }
-STUDENT_NAME = "student, in one file"
+CAPSTONE = "capstone"
 
 
 def texts() -> dict[str, Dataset]:
@@ -97,8 +95,8 @@ def texts() -> dict[str, Dataset]:
 
 def run(name: str) -> dict[str, Tensor]:
     """The logits of one model on all texts."""
-    if name == STUDENT_NAME:
-        model, tokenizer = export.load(STUDENT)
+    if name == CAPSTONE:
+        model, tokenizer = export.load(together_capstone.PATH)
     else:
         dense, tokenizer = load_classifier()
         model = MODELS[name](dense)
@@ -216,7 +214,7 @@ def _corrected(lines: list[dict]) -> list[dict]:
 
 
 def main() -> None:
-    names = [*MODELS, *([STUDENT_NAME] if STUDENT.exists() else [])]
+    names = [*MODELS, CAPSTONE]
     logits = dict(zip(names, in_parallel(run, [{"name": name} for name in names]), strict=True))
     data = texts()
     models = []
