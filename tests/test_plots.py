@@ -40,11 +40,35 @@ def test_every_axis_of_every_figure_has_a_label():
         plots.group_changes({"3 bits": [GROUP], "int8": [GROUP]}, {"3 bits": 0.0, "int8": -0.01}),
         plots.patterns({"window": np.eye(3, dtype=bool), "full": np.ones((3, 3), dtype=bool)}),
         plots.scaling({"full": [{"length": 256, "seconds": 0.5, "bytes": 3e6}]}),
+        plots.peers([candidate("ours, int8"), candidate("torch, float32")], threads=2),
     ]
     for figure in figures:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         assert all(axes.get_xlabel() for axes in panels)
         assert panels[0].get_ylabel()
+
+
+def candidate(name, source="student", *, size=2e6, right=0.8, speed=2.0):
+    latency = {"2": {str(n): {"speedup": {"value": speed * n}} for n in (1, 32)}}
+    found = {"name": name, "source": source, "bytes": size, "latency": latency}
+    return found | {"test": {"accuracy": {"value": right}}}
+
+
+def test_peers_show_whose_model_of_what_and_the_front_on_every_axis():
+    figure = plots.peers(
+        [
+            candidate("torch, float32", "classifier", size=9e7, right=0.86, speed=1.0),
+            {"name": "torchao, int8 dynamic", "source": "classifier", "reason": "not installed"},
+            candidate("ours, int8"),
+            candidate("torch, int8 dynamic", size=3e6, right=0.79, speed=1.5),
+        ],
+        threads=2,
+    )
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["torch", "ours"]
+    for axes, xs in zip(figure.axes, ([2, 90], [1, 2], [32, 64]), strict=True):
+        front, *marks = axes.lines
+        assert sorted(front.get_xdata()) == xs
+        assert [mark.get_fillstyle() for mark in marks] == ["none", "full", "full"]
 
 
 GROUP = {

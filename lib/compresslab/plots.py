@@ -27,8 +27,11 @@ from .measure import accuracy
 from .reliability import Bins
 from .scoreboard import correct_of, speedup_of
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    "#882255",  # of Paul Tol's palettes: there is a lecture more than Okabe and Ito have colours
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":", "-.")
 plt.rcParams |= {
     "figure.dpi": 110,
@@ -476,6 +479,41 @@ def choice_guide() -> Figure:
         axes.axhline(0.5 - y, color="#cccccc", lw=0.8)
     arrow = {"arrowstyle": "->", "color": COLOURS[0]}
     axes.annotate("", (places[3] - 0.2, 0.75), (places[2] + 0.9, 0.75), arrowprops=arrow)
+    return figure
+
+
+def peers(candidates: Sequence[dict], *, threads: int) -> Figure:
+    """What the recipe `together_peers` measured: accuracy on test against megabytes, and against
+    the speed-up at batch 1 and 32 with so many threads. Full marks are made of the student, hollow
+    ones of the classifier. The line joins the models that no other one beats on both axes.
+    """
+    measured = [each for each in candidates if "reason" not in each]
+    tools = list(dict.fromkeys(each["name"].split(",")[0] for each in measured))
+    quality = [100 * each["test"]["accuracy"]["value"] for each in measured]
+    speeds = {
+        size: [each["latency"][str(threads)][size]["speedup"]["value"] for each in measured]
+        for size in measured[0]["latency"][str(threads)]
+    }
+    sizes = [each["bytes"] / 1e6 for each in measured]
+    every = [("megabytes, without the vocabulary (better to the left)", sizes, True)]
+    every += [(f"speed-up at batch {s} (better to the right)", v, False) for s, v in speeds.items()]
+    figure, panels = new(16, 5.4, columns=len(every), sharey=True)
+    for axes, (label, values, smaller) in zip(panels, every, strict=True):
+        front = _front(values, quality, smaller=smaller)
+        axes.plot([values[i] for i in front], [quality[i] for i in front], color="#999999", lw=1)
+        for each, x, y in zip(measured, values, quality, strict=True):
+            k = tools.index(each["name"].split(",")[0])
+            fill = "full" if each["source"] == "student" else "none"
+            axes.plot(x, y, MARKERS[k], ms=9, color=COLOURS[k], fillstyle=fill, mew=1.5)
+        axes.set(xlabel=label, xscale="log")
+        axes.margins(x=0.12)
+        _plain_numbers(axes.xaxis, 1, 2, 5)
+    panels[0].set_ylabel("accuracy on test, %")
+    handles = [
+        Line2D([], [], ls="", marker=MARKERS[k], color=COLOURS[k], label=tool)
+        for k, tool in enumerate(tools)
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(tools))
     return figure
 
 
