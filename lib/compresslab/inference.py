@@ -46,8 +46,8 @@ class Int8Bert(nn.Module):
         those of the first tokens are given back, (batch, 1, dim).
         """
         batch, time = input_ids.shape
-        e, mask = self.embeddings, None
-        positions, first = e.position_ids[:, :time], lambda x: x[:, 0]
+        embed, mask = self.embeddings, None
+        positions, first = embed.position_ids[:, :time], lambda x: x[:, 0]
         spread = gather = lambda x: x
         if attention_mask is not None and not attention_mask.all():
             mask = attention_mask.bool()
@@ -70,8 +70,8 @@ class Int8Bert(nn.Module):
 
         if token_type_ids is None:
             token_type_ids = torch.zeros_like(positions)
-        x = e.word_embeddings(input_ids) + e.token_type_embeddings(token_type_ids)
-        x = e.LayerNorm(x + e.position_embeddings(positions))
+        x = embed.word_embeddings(input_ids) + embed.token_type_embeddings(token_type_ids)
+        x = embed.LayerNorm(x + embed.position_embeddings(positions))
         *layers, last = self.encoder.layer
         for layer in layers:
             mixed = layer.attend(spread(layer.query_key_value(x)), mask)
@@ -113,7 +113,7 @@ def trace(model: nn.Module) -> Callable:
         model: after `fuse_bert_`.
 
     Raises:
-        ValueError: not after `fuse_bert_`; what else a model asks in Python is not recorded.
+        ValueError: not after `fuse_bert_`. Other models may ask in Python what is not recorded.
     """
     if not isinstance(model.base_model, Int8Bert):
         raise ValueError(f"{type(model).__name__} has no Int8Bert: call fuse_bert_ first")
@@ -125,9 +125,7 @@ def trace(model: nn.Module) -> Callable:
         full = torch.jit.trace(logits, ids)
         padded = torch.jit.trace(logits, (ids, mask))
 
-    def run(
-        input_ids: Tensor, attention_mask: Tensor | None = None, **_
-    ) -> SequenceClassifierOutput:
+    def run(input_ids: Tensor, attention_mask: Tensor | None = None) -> SequenceClassifierOutput:
         if attention_mask is None or attention_mask.all():
             return SequenceClassifierOutput(logits=full(input_ids))
         return SequenceClassifierOutput(logits=padded(input_ids, attention_mask))
