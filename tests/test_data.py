@@ -117,6 +117,16 @@ def test_packed_answers_come_back(count):
         assert torch.equal(scoreboard.unpack_bits(packed, count), bits.bool())
 
 
+def test_a_row_is_timed_of_the_model_or_of_what_is_said_to_be(monkeypatch):
+    monkeypatch.setattr(scoreboard, "correct_answers", lambda *_: torch.tensor([True, False]))
+    monkeypatch.setattr(scoreboard, "latencies", lambda model, *_, **__: model)
+    model = torch.nn.Linear(2, 3)
+    about = {"lecture": 8, "model": model, "dense": None, "data": None, "tokenizer": None}
+    assert scoreboard.row("plain", **about)["latency"] is model
+    assert scoreboard.row("traced", **about, timed=len)["latency"] is len
+    assert scoreboard.row("traced", **about, timed=len)["parameters"] == 9
+
+
 def test_the_table_has_a_line_for_each_row_and_compares_with_the_first():
     rows = scoreboard.load_rows()
     table = scoreboard.table(rows)

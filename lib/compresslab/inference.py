@@ -92,13 +92,15 @@ def fuse_bert_(model: nn.Module) -> None:
     model.bert = Int8Bert(model.bert)
 
 
-class _Logits(nn.Module):
+class Logits(nn.Module):
+    """A classifier that gives a tensor, which is all that tracing and exporters understand."""
+
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        return self.model(input_ids, attention_mask).logits
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 def trace(model: nn.Module) -> Callable:
@@ -117,7 +119,7 @@ def trace(model: nn.Module) -> Callable:
     """
     if not isinstance(model.base_model, Int8Bert):
         raise ValueError(f"{type(model).__name__} has no Int8Bert: call fuse_bert_ first")
-    logits = _Logits(copy.deepcopy(model).eval())
+    logits = Logits(copy.deepcopy(model).eval())
     ids = torch.zeros((2, 3), dtype=torch.int64)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     with warnings.catch_warnings(), torch.no_grad():

@@ -48,6 +48,7 @@ def row(
     parameters: int | None = None,
     note: str = "",
     dense_tokenizer: PreTrainedTokenizerBase | None = None,
+    timed: Callable | None = None,
 ) -> dict:
     """Measure `model` for the scoreboard: quality on `data`, size, and speed against `dense`.
 
@@ -60,9 +61,10 @@ def row(
         note: a few words that a reader of the table needs.
         dense_tokenizer: of the float32 classifier, where sentences are longer in the tokens of
             `tokenizer`, which would make it slower than it is.
+        timed: what the latency is of, the trace of `model` for instance; `model` if left out.
     """
     correct = correct_answers(model, data, tokenizer)
-    latency = latencies(model, dense, data, tokenizer, dense_tokenizer=dense_tokenizer)
+    latency = latencies(timed or model, dense, data, tokenizer, dense_tokenizer=dense_tokenizer)
     return {
         "name": name,
         "lecture": lecture,
@@ -76,7 +78,7 @@ def row(
 
 
 def latencies(
-    model: nn.Module,
+    model: Callable,
     dense: nn.Module,
     data: Dataset,
     tokenizer: PreTrainedTokenizerBase,

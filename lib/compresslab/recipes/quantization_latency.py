@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..corpora import load_reviews
+from ..inference import Logits
 from ..measure import accuracy, bytes_on_disk, compare_latency, correct_answers
 from ..models import load_classifier
 from ..quantization.calibration import collect_ranges
@@ -67,21 +68,13 @@ def torchao_dynamic(classifier: nn.Module, folder: Path) -> nn.Module:
 
 
 def onnx_file(classifier: nn.Module, folder: Path) -> Path:
-    class Logits(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.classifier = classifier
-
-        def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-            return self.classifier(input_ids=input_ids, attention_mask=attention_mask).logits
-
     path = folder / "float32.onnx"
     if not path.exists():
         ids, mask = torch.randint(1000, (2, 16)), torch.ones(2, 16, dtype=torch.int64)
         mask[1, 8:] = 0  # without padding, the graph would have no mask
         sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("time", max=512)}
         torch.onnx.export(
-            Logits().eval(),
+            Logits(classifier).eval(),
             (ids, mask),
             path,
             dynamo=True,

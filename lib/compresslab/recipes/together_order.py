@@ -272,12 +272,8 @@ def main() -> None:
             parameters=best["numbers"],
             note=f"cut, then {BITS} bits; everything in one file",
             dense_tokenizer=words,
-        ) | {
-            "bytes": best["bytes"],
-            "latency": latencies(
-                trace(model), dense, reviews["test"], tokenizer, dense_tokenizer=words
-            ),
-        }
+            timed=trace(model),
+        ) | {"bytes": best["bytes"]}
     figures = {"epochs": EPOCHS, "learning_rate": LEARNING_RATE, "runs": runs}
     print(record("together_order", seed=SEED, figures=figures, models=[result]))
 

@@ -40,7 +40,7 @@ from transformers import PreTrainedTokenizerBase
 from .. import storage
 from ..corpora import load_reviews
 from ..export import export, load, sections
-from ..inference import trace
+from ..inference import Logits, trace
 from ..layers import bert_layers
 from ..measure import accuracy, compare_accuracy, compare_latency, correct_answers
 from ..models import load_classifier
@@ -84,17 +84,6 @@ class Source:
     def arrays(self) -> Iterator[dict]:
         for batch in self.inputs():
             yield {name: tensor.numpy() for name, tensor in batch.items()}
-
-
-class Logits(nn.Module):
-    """A classifier that gives a tensor, which is all that exporters understand."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
 
 
 # ---------------------------------------------------------------- the peers

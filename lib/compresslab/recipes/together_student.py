@@ -8,7 +8,7 @@ vocabulary and a factorized table. They learn the answers that `together_teacher
 (MiniLMv2), for one of its epochs; the classifier reads the student's tokens then. What it is worth
 is asked of the thin shape in four epochs; the medium one has eight. Which is best is decided on
 validation; its weights go, in float16, to data/student.clab.
-About two hours on two cores, or ten minutes on a GPU, which is used if there is one.
+About two hours on two cores, less on a GPU, which is used if there is one.
 """
 
 import json
