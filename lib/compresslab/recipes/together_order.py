@@ -14,15 +14,15 @@ Four chains, with equal epochs:
                        rounding
     product            the same, with a product-quantized table in place of the factorized one
     low bits first     whoever has a model of few bits already makes it smaller: it becomes float
-                       again, is cut and tuned, and rounded once more without training. To be
-                       measured: that tuning leaves nothing of the learned grid
+                       again, is cut and tuned, and rounded once more without training. Tuning moves
+                       a weight by less than half a step, so this puts nearly every one back where
+                       it was before: what was learned after the cut is lost
     cut last           layers, heads and neurons go from a model that has been rounded and clustered
-                       because it is still too slow; its quantizers stay on. To be measured: that
-                       weights which had learned to make up for each other's rounding lose more when
-                       some go; and that most epochs were spent on layers that do not stay
+                       because it is still too slow; its quantizers stay on. Most epochs are spent
+                       on layers that do not stay
 
-The last file of the first chain is measured once on test. About an hour on two cores, less on a
-GPU, which is used if there is one.
+The last file of the first chain is measured once on test. About an hour and a half on two cores,
+less on a GPU, which is used if there is one.
 """
 
 import copy
