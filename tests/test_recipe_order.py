@@ -92,6 +92,19 @@ def test_a_chain_ends_in_a_small_file_of_integers(chain, little, tmp_path):
     assert found[-1]["difference"] == vars(compare_accuracy(correct(), hits).difference)
 
 
+def test_codes_are_counted_that_a_cut_model_has_kept(monkeypatch):
+    draw = torch.Generator().manual_seed(0)
+    up, down = torch.randint(-4, 4, (2, 6, 24, 12), generator=draw)
+    whole = [{"up": up[i], "down": down[i].T} for i in range(6)]
+    left = [7, 3, 20, 11]
+    cut = [{"up": whole[i]["up"][left], "down": whole[i]["down"][:, left].clone()} for i in (0, 1)]
+    monkeypatch.setattr(together_order, "layers_of_codes", {"whole": whole, "cut": cut}.get)
+    assert together_order.codes_kept("whole", "cut") == 1
+    cut[1]["up"][2, 5] += 1
+    cut[0]["down"][3, :2] -= 1
+    assert together_order.codes_kept("whole", "cut") == 1 - 3 / 192
+
+
 def test_what_becomes_float_again_has_lost_its_bytes_but_not_its_grid(little, tmp_path):
     found = {step["step"]: step for step in go("low bits first", tmp_path)}
     assert found["float again"]["uncoded"] > 1.5 * found["low bits"]["uncoded"]
@@ -135,20 +148,23 @@ def test_every_chain_is_recorded_and_the_first_is_measured_on_test(little, monke
     monkeypatch.setattr(together_order, "row", lambda name, **about: shared | about)
     monkeypatch.setattr(together_order, "record", lambda name, **about: recorded.update(about))
     monkeypatch.setattr(together_order, "CHAINS", {
-        "in order": ("low bits", "clustered"), "cut last": ("clustered", "shallow")
+        "in order": ("low bits", "clustered"), "low bits first": ("low bits", "shallow")
     })  # fmt: skip
     together_order.main()
     runs = {(run["chain"], run["step"]): run for run in recorded["figures"]["runs"]}
     assert list(runs) == [
         *(("in order", step) for step in ("dense", "half")),
-        *(("cut last", step) for step in ("clustered", "shallow")),
+        *(("low bits first", step) for step in ("low bits", "shallow")),
         *(("in order", step) for step in ("low bits", "clustered")),
     ]
     timed = [key for key, run in runs.items() if "latency" in run]
-    assert ("cut last", "clustered") not in timed
+    assert ("low bits first", "low bits") not in timed
     assert len(timed) == 5
     assert runs["in order", "half"]["bytes"] < runs["in order", "dense"]["bytes"]
     assert runs["in order", "dense"]["difference"]["value"] == 0
+    kept = {chain: run["codes_kept"] for (chain, _), run in runs.items() if "codes_kept" in run}
+    assert 0.2 < kept["low bits first"] < 1
+    assert set(kept) == set(together_order.CHAINS)
     (row,) = recorded["models"]
     assert row["bytes"] == runs["in order", "clustered"]["bytes"]
     assert row["data"] is REVIEWS["test"]

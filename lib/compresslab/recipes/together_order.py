@@ -14,13 +14,12 @@ Four chains, with equal epochs:
                        rounding
     product            the same, with a product-quantized table in place of the factorized one
     low bits first     whoever has a model of few bits already makes it smaller: it becomes float
-                       again, is cut and tuned, and rounded once more without training. Tuning moves
-                       a weight by less than half a step, so this puts nearly every one back where
-                       it was before: what was learned after the cut is lost
+                       again, is cut and tuned, and rounded once more without training
     cut last           layers, heads and neurons go from a model that has been rounded and clustered
                        because it is still too slow; its quantizers stay on. Most epochs are spent
                        on layers that do not stay
 
+Of each last file it is said how many codes are those of the model that was rounded before any cut.
 The last file of the first chain is measured once on test. About an hour and a half on two cores,
 less on a GPU, which is used if there is one.
 """
@@ -240,6 +239,31 @@ def path_of(folder: Path, chain: str, step: str) -> Path:
     return folder / f"{chain}, {step}.clab"
 
 
+def codes_kept(before: Path, after: Path) -> float:
+    """The share of the codes of `after`, in linear layers, that are what they are in `before`,
+    which has more layers, heads and neurons. Each row (or column, if those are fewer) is compared
+    with the one of the same layer that it has most codes in common with.
+    """
+    old, new = (layers_of_codes(path) for path in (before, after))
+    equal = count = 0
+    for i, layer in zip(first_layers(len(old), len(new)), new, strict=True):
+        for name, codes in layer.items():
+            larger = old[i][name]
+            if codes.shape[1] != larger.shape[1]:
+                codes, larger = codes.T, larger.T
+            equal += sum(int((larger == row).sum(1).max()) for row in codes)
+            count += codes.numel()
+    return equal / count
+
+
+def layers_of_codes(path: Path) -> list[dict[str, Tensor]]:
+    model, _ = load(path)
+    return [
+        {name: m.codes for name, m in layer.named_modules() if isinstance(m, Int8Linear)}
+        for layer in bert_layers(model)
+    ]
+
+
 def main() -> None:
     reviews, teacher = load_reviews(), teacher_logits()
     dense, words = load_classifier()
@@ -260,6 +284,10 @@ def main() -> None:
                 step["latency"] = latencies(
                     model, dense, reviews["validation"], tokenizer, dense_tokenizer=words
                 )
+        first = path_of(folder, "low bits first", "low bits")
+        for chain, steps in CHAINS.items():
+            (last,) = (s for s in runs if (s["chain"], s["step"]) == (chain, steps[-1]))
+            last["codes_kept"] = codes_kept(first, path_of(folder, chain, steps[-1]))
         (best,) = (s for s in runs if (s["chain"], s["step"]) == ("in order", "clustered"))
         model, tokenizer = load(path_of(folder, "in order", "clustered"))
         result = row(
