@@ -29,6 +29,7 @@ from compresslab.measure import (
     median_interval,
     peak_memory,
     perplexity,
+    points,
     predict,
 )
 from compresslab.models import load_classifier, load_language_model
@@ -544,6 +545,12 @@ def test_estimates_print_with_their_interval():
     estimate = Estimate(0.87123, 0.8551, 0.885)
     assert f"{estimate:.1%}" == "87.1% (85.5% to 88.5%)"
     assert str(estimate) == "0.871 (0.855 to 0.885)"
+
+
+def test_a_difference_is_told_in_points_measured_or_recorded():
+    difference = Estimate(-0.018, -0.0331, 0.0042)
+    assert points(difference) == "-1.8 (-3.3 to +0.4)"
+    assert points(vars(difference) | {"split": "test"}) == points(difference)
 
 
 def pair(both, only_first, only_second, neither):

@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +48,13 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self:.3g}"
+
+
+def points(difference: Estimate | Mapping[str, float]) -> str:
+    """A difference of two fractions in percentage points, "-1.8 (-3.3 to -0.4)", for tables; one
+    that a recipe recorded is a mapping."""
+    ends = difference if isinstance(difference, Mapping) else vars(difference)
+    return f"{Estimate(*(100 * ends[end] for end in ('value', 'low', 'high'))):+.1f}"
 
 
 # ---------------------------------------------------------------- size

@@ -28,6 +28,7 @@ from .measure import (
     compare_latency,
     correct_answers,
     count_parameters,
+    points,
 )
 from .recipes import RESULTS
 from .training import TextBatches
@@ -166,8 +167,8 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "on disk": f"{row['bytes'] / 1e6:.3g} MB",
         }
         if row is not rows[0]:
-            d = compare_accuracy(correct_of(rows[0]), correct_of(row)).difference
-            line["vs dense"] = f"{100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+            paired = compare_accuracy(correct_of(rows[0]), correct_of(row))
+            line["vs dense"] = points(paired.difference)
         for size in BATCH_SIZES:
             s = speedup_of(row, size)
             low, high = _times(s.low), _times(s.high)
