@@ -89,7 +89,7 @@ clean:
 
 # A stamp for each set of extras: installed again only when what is asked for has changed.
 $(VENV)/lab $(VENV)/test $(VENV)/grade $(VENV)/site: $(VENV)/%: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: run make again with PYTHON=python3.11")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "Python 3.11 to 3.14 is needed: run make again with PYTHON=python3.12, for example")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab,$*]'
 	@touch $@

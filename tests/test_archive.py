@@ -208,6 +208,14 @@ def test_a_long_description_is_not_inflated():
         read(deep, "a.clab")
 
 
+def test_a_description_cannot_claim_to_be_longer_than_the_file():
+    text = archive._lzma(b" " * 1000, 3)
+    head = HEAD.pack(MAGIC, 1, HEAD.size + len(text) + CHECK, 2**26, 2**32 - 1)
+    whole = head + text
+    with pytest.raises(ValueError, match="does not fit in the file"):
+        read(whole + zlib.crc32(whole).to_bytes(CHECK, "little"), "a.clab")
+
+
 def test_equal_parts_cannot_multiply():
     parts = [[8, 0, [8], [[0, 8]]], *([0] * 1000)]
     found = read(forge(pack({}, some_tensors()), {"parts": parts}, streams=bytes(8)), "it")

@@ -28,10 +28,10 @@ def test_another_version_of_a_package_is_found(monkeypatch):
     assert check.found.startswith("torch 0.1 instead of")
 
 
-@pytest.mark.parametrize("version", [(3, 10, 9), (3, 11, 0)])
-def test_python_before_3_11_is_refused(monkeypatch, version):
+@pytest.mark.parametrize("version", [(3, 10, 9), (3, 11, 0), (3, 14, 9), (3, 15, 0)])
+def test_a_python_without_pytorch_is_refused(monkeypatch, version):
     monkeypatch.setattr(doctor.sys, "version_info", version)
-    assert doctor.python().ok == (version >= (3, 11))
+    assert doctor.python().ok == (version[1] in (11, 14))
 
 
 def test_little_memory_is_found(monkeypatch):

@@ -413,7 +413,22 @@ HOSTILE = {
     "no tokenizer": lambda d: d.pop("tokenizer"),
     "another tokenizer": lambda d: d["tokenizer"]["definition"]["model"].update(type="BPE"),
     "fused": lambda d: d.update(fused=True),
+    "layers without numbers": lambda d: crowd(d, 60_000),
+    "words": lambda d: d["tokenizer"]["definition"]["model"].update(
+        type="WordLevel", unk_token="[UNK]"
+    ),
+    "no length": lambda d: d["tokenizer"].update(length=-1),
+    "a token that is none": lambda d: d["tokenizer"]["special"].update(cls_token="nowhere"),
+    "a name on the hub": lambda d: d["tokenizer"]["special"].update(name_or_path="some/model"),
+    "a panic": lambda d: d["tokenizer"]["definition"].update(
+        normalizer={"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAA="}
+    ),
 }
+
+
+def crowd(description, count):
+    description["config"]["num_hidden_layers"] = count
+    description["layers"] += [0] * count
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -433,6 +448,52 @@ def test_layers_cannot_multiply(written):
     whole.description["layers"] += [["classifier", "linear", "floats", 1, False]] * 10_000
     with pytest.raises(ValueError, match="more than 64 for each byte"):
         module._build(whole)
+
+
+@pytest.mark.parametrize(
+    ("form", "shapes"),
+    [
+        ("grid", [(250, 200), (1,), (50_000,)]),
+        ("grid", [(250, 200), (50_000,), (1,)]),
+        ("grid", [(250, 200), (1, 1), (1, 1)]),
+        ("product", [(250, 200), (1, 1, 1, 50_000)]),
+        ("product", [(1, 50_000, 1), (1, 2, 4)]),
+        ("product", [(250, 200), (7, 2, 4)]),
+    ],
+)
+def test_shapes_are_not_broadcast(form, shapes):
+    with pytest.raises(ValueError, match=r"scales of|codes of"):
+        module._matrix(form, [torch.zeros(shape) for shape in shapes], archive.Budget(10**7))
+
+
+def test_a_panic_is_refused_as_everything_else(written, tmp_path, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(*_):
+        raise Panic("index out of bounds")
+
+    monkeypatch.setattr(module, "rebuild_tokenizer", panic)
+    with pytest.raises(ValueError, match=r"^it is whole, but .*out of bounds"):
+        module.read(written, "it")
+
+
+@pytest.mark.parametrize(
+    ("function", "change_"),
+    [
+        (sections, lambda d: d.pop("layers")),
+        (sections, lambda d: d["layers"][0].__setitem__(3, 1000)),
+        (sections, lambda d: d["layers"][0].__setitem__(3, "all")),
+        (uncoded, lambda d: d["parts"].clear()),
+    ],
+)
+def test_what_only_looks_at_a_file_refuses_what_lies(function, change_, written, tmp_path):
+    description = description_of(written)
+    change_(description)
+    streams = None if description["parts"] else b""
+    (tmp_path / "a.clab").write_bytes(forge(written, description, streams))
+    with pytest.raises(ValueError, match=r"a\.clab is whole, but no model"):
+        function(tmp_path / "a.clab")
 
 
 def test_codebooks_cannot_multiply():

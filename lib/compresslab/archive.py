@@ -124,6 +124,8 @@ def read(data: bytes, name: str) -> Archive:
     """
     start, length = _check(data, name)
     try:
+        if start > len(data) - CHECK:
+            raise ValueError("the description does not fit in the file")
         if length > MOST * (start - HEAD.size):
             raise ValueError(f"{length:,} bytes of description are too many")
         description = json.loads(_expand(2, data[HEAD.size : start], length))

@@ -50,8 +50,8 @@ def report() -> bool:
 
 def python() -> Check:
     found = ".".join(map(str, sys.version_info[:3]))
-    mend = "make clean lab PYTHON=python3.11 (or a newer one)"
-    return Check("Python 3.11 or newer", sys.version_info >= (3, 11), found, mend)
+    mend = "make clean lab PYTHON=python3.12 (or another of these)"
+    return Check("Python 3.11 to 3.14", (3, 11) <= sys.version_info < (3, 15), found, mend)
 
 
 def packages() -> Check:

@@ -34,7 +34,7 @@ Int8Linear of fewer bits (the codes of `qat.LSQ` with a step a row, less the zer
 is as fast and takes no more bytes than a grid.
 
 What is loaded is not trusted: see `archive`. The sizes in the description allocate nothing, and
-whether all fit together is tried out with a sentence of two tokens.
+whether all fit together is tried out with a short sentence.
 
 Not included: other models than BERT with a head for sentences, AWQ's scales of inputs, gradients,
 which parameters were shared (equal ones are stored once, and are apart when they are loaded).
@@ -44,6 +44,7 @@ import argparse
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -71,6 +72,8 @@ from .quantization.ternary import TernaryLinear, unpack_trits
 from .sharing.codebooks import Clustered, CodebookLinear
 from .sharing.product_quantization import PQEmbedding, PQLinear, ProductQuantized
 
+LAYER = 1000  # numbers that a layer counts for, even if it has none
+SPECIAL = {f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")}
 FIELDS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "hidden_act", "hidden_dropout_prob", "attention_probs_dropout_prob"),
@@ -152,9 +155,18 @@ def read(data: bytes, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBa
             cannot be; the message says which, and what to do.
     """
     whole = archive.read(data, name)
-    try:
+    with _refusing(name):
         return _build(whole)
-    except Exception as error:  # of torch, tokenizers, transformers
+
+
+@contextmanager
+def _refusing(name: str) -> Iterator[None]:
+    """Everything that a description can cause becomes a ValueError."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # of torch, transformers and tokenizers: a panic is no Exception
         raise ValueError(
             f"{name} is whole, but no model that this library exports ({error}): do not use it"
         ) from error
@@ -167,12 +179,13 @@ def sections(path: Path) -> dict[str, int]:
     """
     data = Path(path).read_bytes()
     whole = archive.read(data, str(path))
-    sizes = iter(whole.sizes)
-    found = {"head": archive.HEAD.size, "description": 0, "vocabulary": next(sizes)}
-    for name, _, _, count, bias in whole.description["layers"]:
-        found[name] = sum(next(sizes) for _ in range(count + bias))
-    found["check"] = archive.CHECK
-    return found | {"description": len(data) - sum(found.values())}
+    with _refusing(str(path)):
+        sizes = iter(whole.sizes)
+        found = {"head": archive.HEAD.size, "description": 0, "vocabulary": next(sizes)}
+        for name, _, _, count, bias in whole.description["layers"]:
+            found[name] = sum([next(sizes) for _ in range(count + bias)])
+        found["check"] = archive.CHECK
+        return found | {"description": len(data) - sum(found.values())}
 
 
 def uncoded(path: Path) -> int:
@@ -181,10 +194,12 @@ def uncoded(path: Path) -> int:
     """
     data = Path(path).read_bytes()
     whole = archive.read(data, str(path))
-    (vocabulary, *tensors), (_, *sizes) = whole.tensors, whole.sizes
-    parts = zip(tensors, sizes, strict=True)
-    plain = sum(archive.uncoded_size(tensor) for tensor, size in parts if size)  # 0: an equal one
-    return len(data) - sum(whole.sizes) + len(vocabulary) + plain
+    with _refusing(str(path)):
+        (vocabulary, *tensors), (_, *sizes) = whole.tensors, whole.sizes
+        parts = zip(tensors, sizes, strict=True)
+        # A size of 0 is that of an equal one.
+        plain = sum(archive.uncoded_size(tensor) for tensor, size in parts if size)
+        return len(data) - sum(whole.sizes) + len(vocabulary) + plain
 
 
 # ---------------------------------------------------------------- what is written
@@ -273,7 +288,7 @@ def _build(whole: archive.Archive) -> tuple[PreTrainedModel, PreTrainedTokenizer
     """Model and tokenizer from what was read."""
     description, parts = whole.description, iter(whole.tensors)
     vocabulary = bytes(next(parts).tolist()).decode().split(" ")
-    model, made = _skeleton(description), {}
+    model, made = _skeleton(description, whole.budget), {}
     for name, kind, form, count, has_bias in description["layers"]:
         tensors = [next(parts) for _ in range(count)]
         if form:
@@ -290,21 +305,26 @@ def _build(whole: archive.Archive) -> tuple[PreTrainedModel, PreTrainedTokenizer
     if description["fused"]:
         FUSE[description["fused"]](model)
     tokenizer = _tokenizer(description["tokenizer"], vocabulary)
+    if len(tokenizer) != len(vocabulary):
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, not {len(vocabulary)}")
     positions = model.config.max_position_embeddings
     tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
     ids = torch.tensor([[0, len(vocabulary) - 1]])[:, :positions]
+    sentence = tokenizer("A film.", truncation=True, return_tensors="pt")
     with torch.no_grad():
         logits = model.eval()(input_ids=ids).logits
+        model(**sentence)
     if logits.shape != (1, len(model.config.id2label)):
         raise ValueError(f"logits have the shape {tuple(logits.shape)}")
     return model, tokenizer
 
 
-def _skeleton(description: dict) -> PreTrainedModel:
-    """A model of the right shape without numbers."""
+def _skeleton(description: dict, budget: archive.Budget) -> PreTrainedModel:
+    """A model of the right shape without numbers; its layers are paid for, too."""
     config, layers = dict(description["config"]), len(description["layers"])
     if set(config) != set(FIELDS) or config["num_hidden_layers"] > layers:
         raise ValueError(f"config has {sorted(config)}, for {layers} layers")
+    budget.take(config["num_hidden_layers"], LAYER)
     if description["attention"] not in ("sdpa", "eager"):
         raise ValueError(f"there is no attention {description['attention']!r}")
     config["id2label"] = {int(i): str(label) for i, label in config["id2label"].items()}
@@ -321,6 +341,13 @@ def _matrix(form: str, tensors: list[Tensor], budget: archive.Budget) -> Tensor:
         (weight,) = tensors
         return weight
     codes, *rest = tensors
+    # Shapes that torch would broadcast to what nobody has paid for.
+    if form == "grid" and (rest[0].ndim != 1 or rest[0].shape != rest[1].shape):
+        raise ValueError(f"scales of {tuple(rest[0].shape)}, zero points of {tuple(rest[1].shape)}")
+    if form == "product" and not (
+        codes.ndim == 2 and rest[0].ndim == 3 and len(rest[0]) in (1, codes.shape[1])
+    ):
+        raise ValueError(f"codes of {tuple(codes.shape)}, codebooks of {tuple(rest[0].shape)}")
     budget.take(*codes.shape, rest[0].shape[2] if form == "product" else 1)
     if form == "grid":
         scale, zero_point = (t[:, None] for t in rest)
@@ -375,10 +402,17 @@ def _finish_(model: PreTrainedModel) -> None:
 
 
 def _tokenizer(description: dict, vocabulary: list[str]) -> PreTrainedTokenizerBase:
-    definition = description["definition"]
+    definition, special = description["definition"], description["special"]
+    if definition["model"]["type"] != "WordPiece":
+        raise ValueError(f"the tokenizer is {definition['model']['type']}, and not WordPiece")
+    if "Precompiled" in json.dumps(definition["normalizer"]):
+        raise ValueError("the tokenizer has a compiled table, which is not checked on reading")
+    # All else that goes to transformers by name could name a file or a model on the hub.
+    if not (special.keys() <= SPECIAL and all(type(token) is str for token in special.values())):
+        raise ValueError(f"the tokenizer has the special tokens {special}")
     definition["model"]["vocab"] = {token: i for i, token in enumerate(vocabulary)}
     like = SimpleNamespace(
-        special_tokens_map=description["special"],
+        special_tokens_map=special,
         model_max_length=int(description["length"]),
         model_input_names=description["inputs"],
     )

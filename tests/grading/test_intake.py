@@ -1,6 +1,8 @@
 """Reading what students hand in: layouts, damaged files, and the work put in its place."""
 
+import io
 import json
+import os
 import warnings
 import zipfile
 
@@ -54,6 +56,8 @@ def every(source):
         ("ada/measuring.ipynb", "ada", "ada"),
         ("ada.ipynb", "ada", "ada"),
         ("a/../b:c.ipynb", "a", "a"),
+        ("mallory/doe_88_1_z-9.ipynb", "mallory", "mallory"),
+        ("mallory/Doe_88_assignsubmission_file_/z.ipynb", "mallory", "mallory"),
     ],
 )
 def test_the_name_of_a_file_tells_whose_it_is(path, student, name):
@@ -109,8 +113,9 @@ def test_of_outputs_text_and_pictures_are_kept():
 
 
 def test_canvas_numbers_later_tries():
-    files = ["adal_1_2_m.ipynb", "adal_1_3_m-1.ipynb", "adal_LATE_1_4_m-12.ipynb", "ada/m.ipynb"]
-    assert [attempt(file) for file in files] == [0, 1, 12, 0]
+    files = ["adal_1_2_m-3.ipynb", "adal_1_3_m-1.ipynb", "adal_LATE_1_14_m.zip/m-9.ipynb"]
+    assert [attempt(file) for file in files] == [2, 3, 14]
+    assert attempt("ada/adal_1_2_m.ipynb") == 0
 
 
 def test_a_zip_of_an_export_is_as_good_as_the_folder(tmp_path):
@@ -150,18 +155,69 @@ def test_a_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     assert "unpacks to" in file.problem
 
 
+def test_what_is_too_large_in_an_export_is_told_without_a_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "LARGEST", 10_000)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("Ada Lovelace_1_assignsubmission_file_/m.ipynb", b"0" * 1_000_000)
+    (file,) = every(tmp_path / "all.zip")
+    assert file.content is None
+    assert file.problem.startswith("it unpacks to more than")
+
+
+def zipped():
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr("m.ipynb", b"{}" * 500)
+    return data.getvalue()
+
+
+def patched(where, *values):
+    """A zip file with other bytes from an offset on, behind one of its signatures."""
+    signature, offset = where
+    data = bytearray(zipped())
+    start = data.index(signature) + offset
+    data[start : start + len(values)] = values
+    return bytes(data)
+
+
+CENTRAL, LOCAL = b"PK\1\2", b"PK\3\4"
+
+
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    "content",
     [
-        ("ada.zip", b"PK no zip", "damaged or locked"),
-        ("ada.zip", b"", "damaged or locked"),
+        b"PK no zip",
+        b"",
+        zipped()[500:],
+        patched((CENTRAL, 6), 200),  # a version of the format that nobody has
+        patched((CENTRAL, 8), 0, 8, *[0] * 36, 255),  # a name in UTF-8 that is none
+        patched((LOCAL, 6), 0, 8, *[0] * 22, 255),
+        patched((LOCAL, 40), 1),  # another checksum
+        patched((CENTRAL, 8), 1),  # a password
     ],
 )
-def test_a_damaged_zip_file_is_told(tmp_path, name, content, says):
-    (tmp_path / name).write_bytes(content)
-    (file,) = every(tmp_path)
-    assert file.content is None
-    assert says in file.problem
+def test_a_damaged_zip_file_is_told_and_ends_nothing(tmp_path, content):
+    (tmp_path / "Ada Lovelace.zip").write_bytes(content)
+    (tmp_path / "bo.ipynb").write_bytes(b"{}")
+    bad, good = every(tmp_path)
+    assert bad.content is None
+    assert bad.problem.startswith("the zip file is damaged or locked")
+    assert "Ada" not in bad.problem  # it may be shown to all
+    assert good.content == b"{}"
+
+
+def test_two_names_that_are_no_utf8_stay_two(tmp_path):
+    for name in (b"\xe9ric.ipynb", b"\xe8ric.ipynb"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"{}")
+    assert len({file.student for file in every(tmp_path)}) == 2
+
+
+def test_a_student_cannot_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(intake, "MOST", 10)
+    for i in range(3):
+        (tmp_path / "ada").mkdir(exist_ok=True)
+        (tmp_path / "ada" / f"{i}.ipynb").write_bytes(b"1234")
+    assert [file.content for file in every(tmp_path)] == [b"1234", b"1234", None]
 
 
 @pytest.mark.parametrize(

@@ -272,6 +272,7 @@ def test_what_is_complete_is_understood():
         lines(timed={}),
         lines(timed={s: {"value": 2, "low": 1, "high": float("nan")} for s in ("1", "32")}),
         lines(timed={s: {"value": 2, "low": "1", "high": 3} for s in ("1", "32")}),
+        lines(timed={s: {"value": 10**400, "low": 1.0, "high": 3.0} for s in ("1", "32")}),
         [*lines(), b'"more"'],
         [b"nonsense"],
         [b"[" * 100_000],
@@ -353,7 +354,8 @@ def test_files_are_found_as_the_platforms_export_them(private, tmp_path, monkeyp
         "Bo Right_77_assignsubmission_file_mini.clab": b"2",
         "lastcy_LATE_88_4711_first.clab": b"333",
         "lastcy_88_4712_second-1.clab": b"4444",
-        "=1+1/a|<b>x.clab": b"broken",
+        "=1+1/a|<b>x.clab": b"odd",
+        "ed;=cmd/e.clab": b"broken",
         "di/mine.zip": b"PK damaged",
     }
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
@@ -361,8 +363,10 @@ def test_files_are_found_as_the_platforms_export_them(private, tmp_path, monkeyp
             archive.writestr(name, data)
 
     def measure(content, texts):
+        if content == b"odd":
+            raise Unreadable("a | <script> `x`\n# y")
         if content == b"broken":
-            raise RuntimeError("a | <script> `x`\n# y")
+            raise RuntimeError("what names Ada")
         return LABELS, TWICE
 
     monkeypatch.setattr(board, "measure", measure)
@@ -374,11 +378,40 @@ def test_files_are_found_as_the_platforms_export_them(private, tmp_path, monkeyp
     }  # fmt: skip
     assert [found[who]["bytes"] for who in ("1234", "77", "88", "di")] == ["5", "1", "4", ""]
     assert "the zip file is damaged" in found["di"]["problem"]
-    # Neither our own failure nor its text does any harm, on the page or in a spreadsheet.
+    # No text does any harm, on the page or in a spreadsheet, and our own failures tell no name.
     (odd,) = [line for line in found.values() if line["name"].startswith("'=")]
-    assert "the leaderboard failed, and not the file: a | <script>" in odd["problem"]
+    assert "a | <script>" in odd["problem"]
     assert "<" not in page
     assert "\n# y" not in page
+    assert "the leaderboard failed, and not the file: RuntimeError" in page
+    assert not re.search(r";\s*=", (tmp_path / "leaderboard.csv").read_text(encoding="utf-8"))
+
+
+def test_what_was_measured_is_there_if_the_run_is_ended(private, tmp_path, monkeypatch):
+    for who in ("ada", "bo", "cy"):
+        (tmp_path / f"{who}.clab").write_bytes(who.encode())
+
+    def measure(content, texts):
+        if content == b"cy":
+            raise KeyboardInterrupt
+        return LABELS, TWICE
+
+    monkeypatch.setattr(board, "measure", measure)
+    monkeypatch.setattr(sandbox, "why_not", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        board.run(tmp_path, tmp_path / "out", private)
+    assert set(lines_of(tmp_path / "out")) == {"ada", "bo"}
+    page = (tmp_path / "out" / "leaderboard.md").read_text(encoding="utf-8")
+    assert "So far 2 of 3 files are measured." in page
+    monkeypatch.setattr(board, "measure", lambda *_: (LABELS, TWICE))
+    assert "So far" not in board.run(tmp_path, tmp_path / "out", private)
+
+
+def test_an_empty_folder_is_told(private, tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox, "why_not", lambda: None)
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="there is nothing in"):
+        board.run(tmp_path / "in", tmp_path / "out", private)
 
 
 # ---------------------------------------------------------------- the private split

@@ -17,15 +17,13 @@ Canvas (lastfirst_NUMBER_NUMBER_file.ipynb, with LATE, and with -1 for a second 
 import hashlib
 import io
 import json
-import lzma
 import os
 import re
 import zipfile
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -37,11 +35,13 @@ from nbformat.v4.rwbase import rejoin_lines
 from .release import is_experiment, is_graded
 
 LARGEST = 200_000_000  # bytes of one file
+MOST = 5 * LARGEST  # of all files of a student
 LARGEST_OUTPUT = 1_000_000  # characters of one output that are kept for a person to see
+DAMAGED = "the zip file is damaged or locked"
 MISSING = "*This cell is missing in what was handed in.*"
 MOODLE = re.compile(r"^(?P<name>[^/]+?)_(?P<id>\d+)_assignsubmission_")
 CANVAS = re.compile(
-    r"^(?P<name>[^/_]+?)(_LATE)?_(?P<id>\d+)_\d+_(?P<own>[^/]+?)(-(?P<attempt>\d+))?\.\w+$"
+    r"^(?P<name>[^/_]+?)(_LATE)?_(?P<id>\d+)_(?P<file>\d+)_(?P<own>[^/]+?)(-\d+)?\.\w+$"
 )
 STUDENT_ID = re.compile(r"[^\w.@+-]+")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -139,7 +139,7 @@ def _open(source: Path) -> Iterator[tuple[dict[str, Any], Callable[[Any], bytes]
 def _files(folder: Path) -> dict[str, Path]:
     """Name -> path. A name that is no UTF-8 must not end a run when it is written somewhere."""
     return {
-        os.fsencode(path.relative_to(folder)).decode("utf-8", "replace"): path
+        os.fsencode(path.relative_to(folder)).decode("utf-8", "backslashreplace"): path
         for path in folder.rglob("*")
         if path.is_file() or path.is_symlink()
     }
@@ -161,8 +161,14 @@ def _files_of(
     if not work:
         path, problem = CONTROL.sub("?", names[0]), f"there is no {kind.name} among the files"
         yield File(student, who, path, None, problem)
+    left = MOST
     for name in work:
-        yield from _expand(student, who, name, partial(read, name), kind)
+        for file in _expand(student, who, name, partial(read, name), kind):
+            left -= len(file.content or b"")
+            if left < 0:
+                problem = f"the files before it have {MOST / 1e6:,.0f} MB, nearly"
+                file = replace(file, content=None, problem=problem)
+            yield file
 
 
 def _expand(
@@ -192,10 +198,12 @@ def _expand(
             for info in wanted:
                 inner = CONTROL.sub("?", info.filename)
                 yield File(student, who, f"{path}/{inner}", _read_member(archive, info))
-    except zipfile.BadZipFile as error:
-        yield File(student, who, path, None, f"the zip file is damaged or locked: {error}")
-    except (Unreadable, OSError) as error:
+    except Unreadable as error:
         yield File(student, who, path, None, str(error))
+    except OSError as error:  # without the path, which may name a person
+        yield File(student, who, path, None, f"it cannot be read: {error.strerror}")
+    except Exception as error:  # zipfile raises whatever it meets
+        yield File(student, who, path, None, f"{DAMAGED} ({type(error).__name__})")
 
 
 def _read_file(path: Path) -> bytes:
@@ -212,10 +220,10 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
     try:
         with archive.open(info) as file:
             data = file.read(LARGEST + 1)  # the size in the header need not be true
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError) as error:
-        raise Unreadable(f"the zip file is damaged or locked: {error}") from None
+    except Exception as error:  # zipfile raises whatever it meets
+        raise Unreadable(f"{DAMAGED} ({type(error).__name__})") from None
     if len(data) > LARGEST:
-        raise Unreadable(f"{info.filename} unpacks to more than {LARGEST / 1e6:,.0f} MB")
+        raise Unreadable(f"it unpacks to more than {LARGEST / 1e6:,.0f} MB")
     return data
 
 
@@ -227,9 +235,10 @@ def identify_student(path: str) -> tuple[str, str]:
     """
     if match := MOODLE.match(path):
         return match["id"], match["name"]
-    parts = PurePosixPath(path).parts
-    if match := CANVAS.match(parts[-1]):
+    # In a folder, a student may have chosen the name.
+    if match := CANVAS.match(path):
         return match["id"], match["name"]
+    parts = PurePosixPath(path).parts
     first = parts[0] if len(parts) > 1 else PurePosixPath(path).stem
     student = STUDENT_ID.sub("_", first).strip("_.+-@")[:60]
     if student != first:
@@ -251,16 +260,18 @@ def _is_litter(name: str) -> bool:
 
 
 def attempt(path: str) -> int:
-    """Which try of a student a file is: Canvas numbers the second and later ones -1, -2, ..."""
-    match = CANVAS.match(PurePosixPath(path).name)
-    return int(match["attempt"] or 0) if match else 0
+    """What is larger for a later try of a student: Canvas numbers all files that it gets. (The -1
+    that it puts behind the name of a second one could be the student's own.)
+    """
+    match = CANVAS.match(PurePosixPath(path).parts[0])
+    return int(match["file"]) if match else 0
 
 
 def own_name(path: str) -> str:
     """What a student called a file, without its ending and what a platform put around it."""
-    path = PurePosixPath(path)
-    if match := CANVAS.match(path.name):
+    if match := CANVAS.match(path):
         return match["own"]
+    path = PurePosixPath(path)
     return re.sub(r"^.*_assignsubmission_[a-z]+_", "", path.stem)
 
 

@@ -259,9 +259,12 @@ def write_table(path: Path, columns: Sequence[str], rows: Iterable[Mapping]) -> 
 
 
 def _cell(value: object) -> object:
-    """A value of a table, marked as text if a spreadsheet would run it."""
-    dangerous = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t"))
-    return f"'{value}" if dangerous else value
+    """A value of a table, marked as text if a spreadsheet would run it; also one that takes `;` for
+    the end of a cell."""
+    if not isinstance(value, str):
+        return value
+    value = re.sub(r";(?=\s*[\"']?[=+\-@])", ",", value)
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t")) else value
 
 
 def write_file(path: Path, text: str) -> None:

@@ -6,7 +6,7 @@ As in torch-pruning's example for BERT: a first-order importance from labelled s
 cut alike, in one step: heads, neurons and, where `hidden` says so, the width of everything. What is
 left learns the answers of both teachers to the sentences of `together_teachers`, with batch, epochs
 and learning rate of `together_student`. The models go to the cache, and `together_peers` measures
-them. About 90 minutes on two cores, or 10 on a GPU, which is used if there is one.
+them. About 90 minutes on two cores, less on a GPU, which is used if there is one.
 """
 
 import json

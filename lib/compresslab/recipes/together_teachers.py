@@ -6,8 +6,8 @@ The course's classifier, and SmolLM2, tuned with LoRA on the same labels as in
 `distillation_teachers`. They answer the reviews, the sentences of the transfer sets, and copies of
 both in which words are replaced; their logits go to data/answers.safetensors, in float16, in the
 order of `sentences`. The mean of both is a third teacher: judged, like them, on validation.
-About 90 minutes on two cores, most of it SmolLM2's answers; two minutes on a GPU, which is used if
-there is one.
+About 90 minutes on two cores, most of it SmolLM2's answers; less on a GPU, which is used if there
+is one.
 """
 
 from pathlib import Path
