@@ -407,7 +407,7 @@ def test_no_file_ends_the_run_of_the_others(tmp_path):
     records = run(source, tmp_path / "out")
     assert {r["state"] for r in records.values()} == {"graded", "unreadable"}
     assert all("grader failed" not in record["reason"] for record in records.values())
-    assert records["M�ller"]["state"] == records["fine"]["state"] == "graded"
+    assert records["M\\xfcller"]["state"] == records["fine"]["state"] == "graded"
     assert "no notebook among the files" in records["=HYPERLINK(1)"]["reason"]
     assert "another zip file" in records["nested"]["reason"]
     assert len(records) == len(ODD) + 7

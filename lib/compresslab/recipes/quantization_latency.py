@@ -90,6 +90,8 @@ def onnx_session(path: Path) -> Callable:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # Between calls its threads would wait busily, and slow down whoever is timed next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:

@@ -47,7 +47,7 @@ from ..models import load_classifier
 from ..scoreboard import BATCH_SIZES, correct_of, pack_bits, runner
 from ..training import TextBatches
 from . import launch, record, together_capstone, together_pruned, together_student
-from .quantization_latency import TOO_SLOW, onnx_session, seconds, torch_dynamic
+from .quantization_latency import TOO_SLOW, onnx_session, seconds
 from .tuning import SEED
 
 SENTENCES = 300  # of the training split, that ranges are collected from
@@ -96,32 +96,34 @@ def torch_float(source: Source, folder: Path) -> Start:
 
 
 def torch_int8(source: Source, folder: Path, *, table: bool = False) -> Start:
-    """torch.ao.quantization, dynamic: linear layers, and the table of tokens if wanted.
+    """torch.ao.quantization, dynamic, a scale a row: linear layers, and the table of tokens if
+    wanted; recorded once, as ours is.
 
     Not the tables of positions and types: its int8 table refuses indices that are no array of
     their own, as those are. Not in 4 bits: torch 2.13 looks such a table up as if it had 8.
     """
-    if table:
-        kinds = torch.ao.quantization
-        of_tokens = {
-            name: kinds.float_qparams_weight_only_qconfig
-            for name, module in source.model.named_modules()
-            if isinstance(module, nn.Embedding) and "word_embeddings" in name
-        }
-        model = kinds.quantize_dynamic(
-            copy.deepcopy(source.model),
-            {nn.Linear: kinds.per_channel_dynamic_qconfig} | of_tokens,
-        )
-    else:
-        model = torch_dynamic(source.model, folder)
+    kinds = torch.ao.quantization
+    of_tokens = {
+        name: kinds.float_qparams_weight_only_qconfig
+        for name, module in source.model.named_modules()
+        if table and isinstance(module, nn.Embedding) and "word_embeddings" in name
+    }
+    model = kinds.quantize_dynamic(
+        copy.deepcopy(source.model), {nn.Linear: kinds.per_channel_dynamic_qconfig} | of_tokens
+    )
     torch.save(model.state_dict(), folder / "model.pt")
-    return lambda: model
+    batch = next(iter(TextBatches(load_reviews()["train"].select(range(2)), source.tokenizer)))
+    inputs = batch["input_ids"], batch["attention_mask"]
+    with torch.no_grad():  # of two lengths: without padding, there would be no mask
+        traced = torch.jit.trace(Logits(model).eval(), inputs)
+    return lambda: lambda **inputs: SimpleNamespace(logits=traced(*inputs.values()))
 
 
 def torchao_int8(source: Source, folder: Path, *, inputs: bool) -> Start:
     """Int8 weights and tables, with int8 inputs if wanted, compiled as torchao advises.
 
-    Not in 4 bits: of torchao 0.18's packed formats none is for processors.
+    Not in 4 bits: of torchao 0.18's packed formats none is for processors. Not by export and its
+    quantizer for x86, which is another road to the same operators.
     """
     import torch._inductor.config
     import torchao.quantization as ao
@@ -143,6 +145,7 @@ def torchao_int8(source: Source, folder: Path, *, inputs: bool) -> Start:
         # Compiled code is made for a number of threads, and a model counts as one more version of
         # the same function, of which there may be so many before torch gives up silently.
         torch._dynamo.config.recompile_limit = 64
+        torch._inductor.config.freezing = True  # weights are constants: else none is packed
         torch._inductor.config.cpp.threads = torch.get_num_threads()
         torch._dynamo.reset()
         return torch.compile(copy.deepcopy(model), dynamic=True)
@@ -172,22 +175,30 @@ def onnx_graph(source: Source) -> Path:
     return path
 
 
-def onnx_fused(source: Source) -> Path:
+def onnx_fused(source: Source, *, apart: bool = False) -> Path:
     """The graph after ONNX Runtime's optimizer for transformers: one operator for attention, and
     one each around GELU and LayerNorm.
-    """
-    from onnxruntime.transformers import optimizer
 
-    path = source.scratch / "fused.onnx"
+    Args:
+        apart: queries, keys and values are not made inside of the operator, but before it, and
+            tables are looked up by operators of their own.
+    """
+    from onnxruntime.transformers import fusion_options, optimizer
+
+    path = source.scratch / ("apart.onnx" if apart else "fused.onnx")
     if not path.exists():
         layers = [layer.attention.self for layer in bert_layers(source.model)]
+        options = fusion_options.FusionOptions("bert")
+        options.use_multi_head_attention = apart
+        options.enable_embed_layer_norm = not apart
         fused = optimizer.optimize_model(
             str(onnx_graph(source)),
             num_heads=layers[0].num_attention_heads,
             hidden_size=layers[0].all_head_size,
+            optimization_options=options,
             opt_level=0,
         )
-        nodes = fused.get_nodes_by_op_type("Attention")
+        nodes = fused.get_nodes_by_op_type("MultiHeadAttention" if apart else "Attention")
         if len(nodes) != len(layers):
             raise ValueError(f"attention was found in {len(nodes)} of {len(layers)} layers")
         # It takes all layers to have as many heads as the first.
@@ -221,7 +232,10 @@ def onnx_dynamic(source: Source, folder: Path) -> Start:
 
 
 def onnx_static(source: Source, folder: Path) -> Start:
-    """Int8 with ranges that are collected before. It cannot quantize the optimizer's graph."""
+    """Int8 with ranges that are collected before: of matrix products and tables. With all operators
+    the mask would be quantized too, by ranges from sentences without padding, and let padding in.
+    It cannot quantize the optimizer's graph.
+    """
     from onnxruntime import quantization
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -238,6 +252,7 @@ def onnx_static(source: Source, folder: Path) -> Start:
         ready,
         path,
         Reader(),
+        op_types_to_quantize=["MatMul", "Gemm", "Gather"],
         per_channel=True,
         weight_type=quantization.QuantType.QInt8,
         reduce_range=not torch.cpu._is_vnni_supported(),
@@ -247,12 +262,16 @@ def onnx_static(source: Source, folder: Path) -> Start:
 
 def onnx_4bit(source: Source, folder: Path) -> Start:
     """Weights and tables in 4 bits, 8 for the products. It cannot do so inside the optimizer's
-    attention, which therefore stays apart.
+    attention: queries, keys and values are made apart.
     """
+    import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    from onnxruntime.quantization.onnx_model import ONNXModel
 
+    graph = ONNXModel(onnx.load(onnx_fused(source, apart=True)))
+    graph.replace_gemm_with_matmul()  # it knows no other products
     quantizer = MatMulNBitsQuantizer(
-        str(onnx_graph(source)),
+        graph.model,
         bits=4,
         block_size=GROUP,
         accuracy_level=4,
@@ -297,7 +316,16 @@ def openvino_file(source: Source, folder: Path, *, kind: str = "float16") -> Sta
         )
     elif kind == "static":
         model = nncf.quantize(
-            model, data, model_type=nncf.ModelType.TRANSFORMER, subset_size=SENTENCES
+            model,
+            data,
+            model_type=nncf.ModelType.TRANSFORMER,
+            subset_size=SENTENCES,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(
+                # As with the others: in 7 bits, where sums have 16.
+                overflow_fix=nncf.OverflowFix.DISABLE
+                if torch.cpu._is_vnni_supported()
+                else nncf.OverflowFix.ENABLE
+            ),
         )
     path = folder / "model.xml"
     openvino.save_model(model, path)
@@ -395,7 +423,7 @@ def check_installed() -> None:
 
 def sources(folder: Path) -> list[Source]:
     """The classifier and our student, each with an empty folder. Raises FileNotFoundError if the
-    student has not been trained, or is not in few bits.
+    student has not been trained, or is not in few bits, or if what torch-pruning left has not.
     """
     for recipe in (together_student, together_capstone):
         if not recipe.PATH.exists():
@@ -405,6 +433,7 @@ def sources(folder: Path) -> list[Source]:
         "classifier": load_classifier(),
         "student": load(together_student.PATH),
     }.items():
+        together_pruned.path(name)
         (scratch := folder / f"for {name}").mkdir()
         found.append(Source(name, model, tokenizer, scratch))
     return found
@@ -458,7 +487,9 @@ def timed(calls: dict, *, baseline) -> dict:
         seconds(call)
         first[name] = seconds(call)
     fast = {n: call for n, call in calls.items() if first[n] <= TOO_SLOW * first[baseline]}
-    found = {n: asdict(latency) for n, latency in compare_latency(fast, baseline=baseline).items()}
+    # Long enough that what the one before left behind, in caches and waiting threads, is little.
+    latencies = compare_latency(fast, baseline=baseline, seconds=0.1)
+    found = {n: asdict(latency) for n, latency in latencies.items()}
     for name in calls.keys() - fast.keys():
         ratio = first[baseline] / first[name]
         found[name] = {
@@ -557,6 +588,9 @@ def main() -> None:
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as folder:
         candidates = measure(Path(folder))
+    for each in candidates:
+        if "reason" in each:
+            print(f"{each['name']}, {each['source']}: not measured: {each['reason']}")
     figures = {
         "versions": {name: version(name) for name in PACKAGES.values()},
         "vnni": torch.cpu._is_vnni_supported(),
