@@ -201,6 +201,14 @@ def test_by_both_an_error_in_each_weight_costs_as_much_in_every_matrix():
     rare = torch.tensor([0.0, 0.0, 0.0, 4.0, 0.0])
     step, _ = steps_and_scales(weight, hessian, rare, "by both", table=True)
     assert (step[0] / step[3]).item() == pytest.approx((4 / 0.08) ** 0.5, rel=1e-5)
+    even = {
+        table: steps_and_scales(weight, hessian, rare, "by both, table even", table=table)[0]
+        for table in (True, False)
+    }
+    floored = rare.clamp(min=0.08)
+    torch.testing.assert_close(even[True], step * (floored / floored.mean()).sqrt())
+    assert len(even[True].unique()) == 1
+    assert len(even[False].unique()) == 2
 
 
 def test_squared_gradients_are_those_of_every_token():
@@ -294,6 +302,36 @@ def test_tuning_brings_a_model_nearer_to_its_teacher_and_leaves_all_codes(monkey
         assert torch.equal(grid.step, found[name].step) == (name == TABLE)
 
 
+@pytest.mark.parametrize(
+    ("better", "size", "kept"),
+    [(True, 90, "tuned"), (True, 101, "before"), (False, 90, "before")],
+)
+def test_what_is_worse_or_too_large_after_tuning_stays_as_it_was(
+    better, size, kept, tmp_path, monkeypatch
+):
+    model, other = tied(), tied()
+    found = even_grids(model, 0.5)
+    choice = {"budget": 100, "way": "even", "layers": 2}
+    torch.save({n: tuple(g) for n, g in found.items()}, together_llm.saved(tmp_path, **choice))
+    values = iter([50.0, 40.0 if better else 60.0])
+    written = []
+
+    def write(model, grids, path):
+        written.append(grids)
+        path.write_bytes(bytes(size if grids == "tuned" else 95))
+        return path.stat().st_size
+
+    monkeypatch.setattr(together_llm, "prepared", lambda path: (other, {}))
+    monkeypatch.setattr(together_llm, "articles", lambda split, count: ids(4))
+    monkeypatch.setattr(together_llm, "judge", lambda model: {"value": next(values)})
+    monkeypatch.setattr(together_llm, "tune_", lambda *args: ("tuned", [1.0]))
+    monkeypatch.setattr(together_llm, "write", write)
+    result = together_llm.tune({2: None}, tmp_path, choice, 1e-3, 1.0)
+    assert result["kept"] == kept
+    assert result["bytes"] == (size if kept == "tuned" else 95)
+    assert (written[-1] == "tuned") == (kept == "tuned")
+
+
 def test_the_best_of_a_budget_is_taken_by_validation():
     def made(budget, value, way="even"):
         return {"budget": budget, "way": way, "layers": 30, "validation": {"value": value}}
@@ -322,8 +360,8 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
     together_llm.main()
     figures = json.loads(json.dumps(found["figures"]))
     assert [start["layers"] for start in figures["starts"]] == [2, 3]
-    assert {run["way"] for run in figures["runs"][:3]} == set(together_llm.WAYS)
-    assert len(figures["runs"]) == 3 + 2 * 3 - 1
+    assert [run["way"] for run in figures["runs"][:4]] == list(together_llm.WAYS)
+    assert len(figures["runs"]) == 4 + 2 * 3 - 1
     chosen = [trial["learning_rate"] for trial in figures["trials"]]
     assert chosen == [1e-3, 1e-2]
     for budget, tuned, winner in zip(budgets, figures["tuned"], figures["winners"], strict=True):
@@ -333,5 +371,5 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
         assert tuned["before"] == least["validation"]
         assert winner["bytes"] == tuned["bytes"] == pytest.approx(budget, abs=2_500)
         assert winner["forms"]["packed"]["memory"] < winner["forms"]["float32"]["memory"]
-        kept = min(tuned["before"], tuned["validation"], key=lambda judged: judged["value"])
+        kept = tuned["validation" if tuned["kept"] == "tuned" else "before"]
         assert winner["test"]["value"] == pytest.approx(kept["value"], rel=0.3)
