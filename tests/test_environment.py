@@ -14,6 +14,7 @@ from compresslab.assets import DATA
 
 ROOT = DATA.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = SpecifierSet(PROJECT["requires-python"])
 EXTRAS = PROJECT["optional-dependencies"]
 CONDA = yaml.safe_load((ROOT / "environment.yml").read_text())
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -57,12 +58,21 @@ def test_every_package_that_these_need_is_pinned():
     assert not {n for n in unpinned if not n.startswith(("nvidia-", "cuda-", "triton"))}
 
 
-def test_every_pinned_version_runs_on_the_oldest_python_that_the_project_asks_for():
-    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+def test_every_pinned_version_runs_on_all_pythons_that_the_project_asks_for():
+    ours = [f"3.{minor}.0" for minor in range(30) if f"3.{minor}.0" in PYTHONS]
+    assert ours == ["3.11.0", "3.12.0", "3.13.0", "3.14.0"]
     for found in distributions():
         asks = found.metadata["Requires-Python"]
         if asks and canonicalize_name(found.name) in pins():
-            assert oldest in SpecifierSet(asks), f"{found.name} {found.version} asks for {asks}"
+            for python in ours:
+                assert python in SpecifierSet(asks), f"{found.name} {found.version} asks for {asks}"
+
+
+def test_make_and_the_readme_ask_for_the_same_pythons():
+    assert "not (3, 11) <= sys.version_info < (3, 15)" in MAKEFILE
+    assert "Python 3.11 to 3.14" in MAKEFILE
+    assert "Python 3.11 to 3.14" in (ROOT / "README.md").read_text()
+    assert SpecifierSet(">=3.11,<3.15") == PYTHONS
 
 
 def test_installed_versions_are_the_pinned_ones():
@@ -79,7 +89,7 @@ def test_conda_installs_the_same_package_with_the_same_constraints_and_extras():
 def test_conda_has_the_pinned_torch_and_the_python_that_the_project_asks_for():
     conda = dict(d.split("=", 1) for d in CONDA["dependencies"] if isinstance(d, str) and "=" in d)
     assert conda["pytorch-cpu"] == pins()["torch"]
-    assert PROJECT["requires-python"] == f">={conda['python']}"
+    assert f"{conda['python']}.0" in PYTHONS
 
 
 def test_make_knows_the_project_s_extras():
