@@ -372,4 +372,5 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
         assert winner["bytes"] == tuned["bytes"] == pytest.approx(budget, abs=2_500)
         assert winner["forms"]["packed"]["memory"] < winner["forms"]["float32"]["memory"]
         kept = tuned["validation" if tuned["kept"] == "tuned" else "before"]
+        assert kept["value"] <= tuned["before"]["value"]
         assert winner["test"]["value"] == pytest.approx(kept["value"], rel=0.3)
