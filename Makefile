@@ -101,10 +101,13 @@ PEERS := onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 torchao==0.18.0 \
 	nncf==3.4.0 openvino==2026.4.1 \
 	dahuffman==0.4.2 faiss-cpu==1.15.1 zstandard==0.25.0 \
 	linformer==0.2.3 local-attention==1.11.2 mambapy==1.2.0 performer-pytorch==1.1.4
+COMPILED := llama-cpp-python==0.3.36  # on PyPI as source: takes a quarter of an hour
 $(VENV)/bench: $(VENV)/test Makefile
 	$(BIN)/python -m venv $@
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$(echo $@/lib/python*/site-packages)/course.pth
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
+	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(COMPILED) \
+		|| echo "$(COMPILED) needs a C++ compiler; without it, llama.cpp is not measured"
 	$@/bin/python -m pip uninstall --quiet --yes openvino-telemetry
 	@touch $@
 

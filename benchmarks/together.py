@@ -1,18 +1,20 @@
 """The capstone beside its peers: `make bench`.
 
 Prints what the recipe `together_peers` measures: the classifier and our student in every peer's
-best form, with bytes, accuracy and speed, and where a peer's model dominates one of ours.
+best form, with bytes, accuracy and speed, and where a peer's model dominates one of ours. Then what
+`together_llama` measures: SmolLM2 in types of llama.cpp, if llama-cpp-python could be built.
 """
 
 import logging
 import tempfile
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 
 from compresslab.machine import processor
-from compresslab.recipes import together_peers
+from compresslab.recipes import together_llama, together_peers
 from compresslab.scoreboard import BATCH_SIZES
 
 
@@ -38,6 +40,29 @@ def show(candidates: list[dict]) -> None:
         print(f"  {name} {sizes}  {right}  " + "  ".join(f"{s:>19}" for s in speeds))
 
 
+def show_dominated(candidates: list[dict]) -> None:
+    found = together_peers.dominated(candidates)
+    print(f"\n{len(found)} times a peer's model is as accurate as one of ours, and costs no more")
+    for each in found:
+        points = 100 * each["difference"]["value"]
+        print(f"  {each['peer']} beside {each['ours']}: {each['cost']}, {points:+.1f} points")
+
+
+def show_llama() -> None:
+    if find_spec("llama_cpp") is None:
+        print("\nllama.cpp is not measured: llama-cpp-python is not installed")
+        return
+    print("\nTimes as fast as SmolLM2 in float32 in torch, writing one text")
+    with tempfile.TemporaryDirectory() as folder:
+        for each in together_llama.measure(Path(folder)):
+            speed = each["speedup"]
+            print(
+                f"  {each['name']:20} {each['bytes'] / 1e6:6.1f} MB  "
+                f"perplexity on test {each['test']['value']:9.1f}  {each['tokens']:5.1f} tokens a "
+                f"second  {speed['value']:5.2f} ({speed['low']:.2f}–{speed['high']:.2f})"
+            )
+
+
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -51,13 +76,10 @@ def main() -> None:
             candidates = together_peers.measure(Path(folder))
         except FileNotFoundError as error:  # the student takes hours: a recipe trains it
             print(f"not measured: {error}")
-            return
-    show(candidates)
-    found = together_peers.dominated(candidates)
-    print(f"\n{len(found)} times a peer's model is as accurate as one of ours, and costs no more")
-    for each in found:
-        points = 100 * each["difference"]["value"]
-        print(f"  {each['peer']} beside {each['ours']}: {each['cost']}, {points:+.1f} points")
+        else:
+            show(candidates)
+            show_dominated(candidates)
+    show_llama()
 
 
 if __name__ == "__main__":

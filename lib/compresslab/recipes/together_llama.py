@@ -1,0 +1,177 @@
+"""llama.cpp's own quantizations of SmolLM2, for the budgets of `together_llm`.
+
+    make .venv/bench
+    .venv/bench/bin/python -m compresslab.recipes.together_llama
+
+llama.cpp quantizes the file that the course has anew, with an importance matrix (the mean square of
+what each column of a layer reads, on the calibration windows that `together_llm` has), reads the
+result, and is judged on the same windows of validation and test; tokens a second, in rounds with
+the whole model in torch. Its smaller types come in blocks of 256 weights. SmolLM2's rows have 576,
+so that all but one matrix in seven fall back to a larger type: from "2 bits" to 4.5 (Q4_0). The one
+type below 4 bits that fits, Q2_0, has blocks of 64. It is made for models that were trained to have
+four values a weight, which this one was not; it is here for its size. Nothing of llama.cpp's
+reaches 35 MB without leaving out layers, which its quantizer can do, but without training. On an
+x86 processor it multiplies Q2_0 without vector instructions, a minute for 512 tokens: perplexity is
+that of the same weights, which llama.cpp writes to a file of float16.
+
+llama-cpp-python is compiled when it is installed, which takes a quarter of an hour and a compiler.
+About ten minutes on two cores, which must be idle.
+"""
+
+import ctypes
+import json
+import logging
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from ..assets import fetch
+from ..measure import compare_latency, perplexity
+from ..models import GGUF, load_language_model
+from ..pruning.sparsegpt import collect_hessians
+from . import launch, record
+from .quantization_llm import EVALUATION_WINDOWS, WINDOW, articles
+from .together_llm import CALIBRATION_WINDOWS, SEED, TOKENS, write_tokens
+
+TYPES = {  # a type of file, and one for the table where it is not what the type implies
+    "Q8_0": ("Q8_0", None),
+    "Q4_K_M": ("Q4_K_M", None),
+    "Q4_0": ("Q4_0", None),
+    "Q2_K": ("Q2_K", None),
+    "Q2_K, table Q4_0": ("Q2_K", "Q4_0"),
+    "Q2_0, table Q4_0": ("Q2_0", "Q4_0"),
+    "Q2_0, table Q2_0": ("Q2_0", "Q2_0"),
+}
+PARTS = {  # of a layer, in transformers and in llama.cpp
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def importance(windows: Tensor) -> dict[str, Tensor]:
+    """What llama.cpp calls importance matrix: tensor's name there -> (in_features,)."""
+    model, _ = load_language_model()
+    found = {}
+    for name, hessian in collect_hessians(model.model, windows.split(4)).items():
+        _, layer, part = name.split(".", 2)
+        found[f"blk.{layer}.{PARTS[part]}.weight"] = hessian.diagonal() / windows.numel()
+    return found
+
+
+def quantize(path: Path, out: Path, kind: str, table: str | None, squares: dict) -> None:
+    """Let llama.cpp write `out`, whose tensors are of the type `kind`, or what that falls back to.
+
+    Raises:
+        RuntimeError: llama.cpp refuses.
+    """
+    import llama_cpp
+
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a line a tensor
+    rows = [(name.encode(), (ctypes.c_float * len(x))(*x.tolist())) for name, x in squares.items()]
+    entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(rows) + 1))()  # the last is null
+    for entry, (name, values) in zip(entries, rows, strict=False):
+        entry.name, entry.size = name, len(values)
+        entry.data = ctypes.cast(values, ctypes.POINTER(ctypes.c_float))
+    options = llama_cpp.llama_model_quantize_default_params()
+    options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{kind}")
+    options.allow_requantize = True  # from 4 bits: all others start there, too
+    options.imatrix = entries
+    if table:
+        kinds = getattr(llama_cpp, f"GGML_TYPE_{table}")
+        options.token_embedding_type = options.output_tensor_type = kinds
+    if llama_cpp.llama_model_quantize(str(path).encode(), str(out).encode(), options):
+        raise RuntimeError(f"llama.cpp could not make {kind} of {path}")
+
+
+class LlamaCpp:
+    """A model that llama.cpp runs, called as those of transformers are."""
+
+    def __init__(self, path: Path):
+        from llama_cpp import Llama
+
+        threads = torch.get_num_threads()
+        self.model = Llama(
+            str(path),
+            n_ctx=WINDOW,
+            n_batch=WINDOW,
+            n_threads=threads,
+            n_threads_batch=threads,
+            logits_all=True,
+            verbose=False,
+        )
+
+    def __call__(self, input_ids: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=torch.stack([self.read(row) for row in input_ids]))
+
+    def read(self, ids: Tensor) -> Tensor:
+        self.model.reset()
+        self.model.eval(ids.tolist())
+        return torch.from_numpy(self.model.scores[: len(ids)].copy())
+
+    def write(self, count: int = TOKENS) -> None:
+        """One text, from one token on, always the likeliest, as `write_tokens` does."""
+        self.model.reset()
+        token = 0
+        for i in range(count):
+            self.model.eval([token])
+            token = int(self.model.scores[i].argmax())
+
+
+def measure(folder: Path) -> list[dict]:
+    """Every type: bytes, perplexity, and speed beside the whole model in torch."""
+    source = fetch("smollm2") / GGUF
+    squares = importance(articles("calibration", CALIBRATION_WINDOWS))
+    paths = {"as it comes, Q4_1": source}
+    for name, (kind, table) in TYPES.items():
+        paths[name] = folder / f"{name}.gguf"
+        quantize(source, paths[name], kind, table, squares)
+    models = {name: LlamaCpp(path) for name, path in paths.items()}
+    readers = dict(models)
+    for name in TYPES:
+        if TYPES[name][0] == "Q2_0":
+            quantize(paths[name], folder / f"{name}, F16.gguf", "F16", None, {})
+            readers[name] = LlamaCpp(folder / f"{name}, F16.gguf")
+    dense, _ = load_language_model()
+    calls = {name: model.write for name, model in models.items()}
+    calls["dense"] = lambda: write_tokens(dense)
+    times = compare_latency(calls, baseline="dense", rounds=7)
+    return [
+        {
+            "name": name,
+            "bytes": paths[name].stat().st_size,
+            "tokens": 1000 * TOKENS / times[name].milliseconds,
+            "speedup": vars(times[name].speedup),
+        }
+        | {
+            split: vars(perplexity(model, articles(split, EVALUATION_WINDOWS)))
+            for split in ("validation", "test")
+        }
+        for name, model in readers.items()
+    ]
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Path(folder))
+    for each in found:
+        print(json.dumps(each))
+    figures = {
+        "version": version("llama-cpp-python"),
+        "windows": EVALUATION_WINDOWS,
+        "calibration_tokens": articles("calibration", CALIBRATION_WINDOWS).numel(),
+        "types": found,
+    }
+    print(record("together_llama", seed=SEED, figures=figures))
+
+
+if __name__ == "__main__":
+    launch(main)
