@@ -505,6 +505,8 @@ def peers(candidates: Sequence[dict], *, threads: int) -> Figure:
             k = tools.index(each["name"].split(",")[0])
             fill = "full" if each["source"] == "student" else "none"
             axes.plot(x, y, MARKERS[k], ms=9, color=COLOURS[k], fillstyle=fill, mew=1.5)
+            if each["name"] == "ours, capstone" and axes is panels[0]:  # no room in the others
+                axes.annotate("capstone", (x, y), (0, 9), textcoords="offset points", ha="center")
         axes.set(xlabel=label, xscale="log")
         axes.margins(x=0.12)
         _plain_numbers(axes.xaxis, 1, 2, 5)
