@@ -3,7 +3,7 @@
 # make slides | site    the lectures as decks, dist/slides, and the course as a website, dist/site
 # make exercises | student | grade FROM=folder | leaderboard FROM=folder
 #             for instructors: see solutions/README.md
-# make bench  the library beside its peers: takes an hour or two, prints ratios, asserts no time
+# make bench  the library beside its peers: takes some hours, prints ratios, asserts no time
 
 PYTHON ?= python3
 VENV := .venv
@@ -101,13 +101,15 @@ PEERS := onnx==1.23.2 onnxruntime==1.32.0 onnxscript==0.7.2 torchao==0.18.0 \
 	nncf==3.4.0 openvino==2026.4.1 \
 	dahuffman==0.4.2 faiss-cpu==1.15.1 zstandard==0.25.0 \
 	linformer==0.2.3 local-attention==1.11.2 mambapy==1.2.0 performer-pytorch==1.1.4
-COMPILED := llama-cpp-python==0.3.36  # on PyPI as source: takes a quarter of an hour
+# On PyPI as source only.
+COMPILED := llama-cpp-python==0.3.36
 $(VENV)/bench: $(VENV)/test Makefile
 	$(BIN)/python -m venv $@
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' > $$(echo $@/lib/python*/site-packages)/course.pth
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PEERS)
+	@echo "$(COMPILED) is compiled, which takes a quarter of an hour"
 	$@/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(COMPILED) \
-		|| echo "$(COMPILED) needs a C++ compiler; without it, llama.cpp is not measured"
+		|| echo "It could not be built; it takes a C++ compiler. To try again: rm -r $@ && make $@"
 	$@/bin/python -m pip uninstall --quiet --yes openvino-telemetry
 	@touch $@
 

@@ -5,7 +5,7 @@ import re
 import torch
 
 from compresslab.assets import fetch
-from compresslab.models import GGUF
+from compresslab.models import GGUF, load_language_model
 from compresslab.quantization.gguf import read_gguf
 from compresslab.recipes.quantization_llm import articles
 from compresslab.recipes.together_llama import importance
@@ -27,3 +27,16 @@ def test_every_quantized_layer_of_the_file_gets_a_square_for_each_of_its_columns
     assert torch.equal(one[0], one[1])
     assert torch.equal(one[1], one[2])
     assert not torch.equal(one[0], found["blk.3.attn_output.weight"])
+
+
+def test_a_square_is_the_mean_over_tokens_of_what_the_column_reads():
+    windows = articles("calibration", 2)[:, :16]
+    model, _ = load_language_model()
+    read = []
+    layer = model.model.layers[5].mlp.down_proj
+    handle = layer.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.inference_mode():
+        model(input_ids=windows)
+    handle.remove()
+    mean = read[0].square().mean((0, 1))
+    torch.testing.assert_close(importance(windows)["blk.5.ffn_down.weight"], mean)

@@ -3,19 +3,22 @@
     make .venv/bench
     .venv/bench/bin/python -m compresslab.recipes.together_llama
 
-llama.cpp quantizes the file that the course has anew, with an importance matrix (the mean square of
-what each column of a layer reads, on the calibration windows that `together_llm` has), reads the
-result, and is judged on the same windows of validation and test; tokens a second, in rounds with
-the whole model in torch. Its smaller types come in blocks of 256 weights. SmolLM2's rows have 576,
-so that all but one matrix in seven fall back to a larger type: from "2 bits" to 4.5 (Q4_0). The one
-type below 4 bits that fits, Q2_0, has blocks of 64. It is made for models that were trained to have
-four values a weight, which this one was not; it is here for its size. Nothing of llama.cpp's
-reaches 35 MB without leaving out layers, which its quantizer can do, but without training. On an
-x86 processor it multiplies Q2_0 without vector instructions, a minute for 512 tokens: perplexity is
-that of the same weights, which llama.cpp writes to a file of float16.
+llama.cpp quantizes the file that the course has anew, and is judged on the windows of validation
+and test that `together_llm` has, beside the whole model in torch; tokens a second in rounds with
+it. Its importance matrix, the mean square of what each column of a layer reads, is made here, from
+the calibration windows of `together_llm`; as with llama.cpp's own program it has no entry for the
+table. Q8_0 and Q2_0 make no use of it.
 
-llama-cpp-python is compiled when it is installed, which takes a quarter of an hour and a compiler.
-About ten minutes on two cores, which must be idle.
+Most types below 4 bits have blocks of 256 weights, and SmolLM2's rows have 576: six matrices of
+seven fall back to 4.5 bits (Q4_0 or IQ4_NL), and the seventh, 1,536 wide, has Q3_K in a file of
+type Q2_K. The one type below 4 bits that fits all, Q2_0, has blocks of 64. It is made for ternary
+models: the quantizer writes -d, 0 and d, where d is the largest weight of the block, so that most
+weights of another model become 0. It is here for its size. On an x86 processor llama.cpp has no
+code of its own for it, and takes a minute for 512 tokens: its perplexity is that of the same
+weights in a file of float16. Nobody's vocabulary counts in `bytes`: our file has none.
+
+llama-cpp-python is compiled when it is installed, which takes a compiler and a quarter of an hour.
+About ten minutes on two cores, which must be idle, and 6 GB.
 """
 
 import ctypes
@@ -30,9 +33,10 @@ import torch
 from torch import Tensor
 
 from ..assets import fetch
-from ..measure import compare_latency, perplexity
+from ..measure import bytes_on_disk, compare_latency, perplexity
 from ..models import GGUF, load_language_model
 from ..pruning.sparsegpt import collect_hessians
+from ..quantization.gguf import read_gguf
 from . import launch, record
 from .quantization_llm import EVALUATION_WINDOWS, WINDOW, articles
 from .together_llm import CALIBRATION_WINDOWS, SEED, TOKENS, write_tokens
@@ -40,12 +44,14 @@ from .together_llm import CALIBRATION_WINDOWS, SEED, TOKENS, write_tokens
 TYPES = {  # a type of file, and one for the table where it is not what the type implies
     "Q8_0": ("Q8_0", None),
     "Q4_K_M": ("Q4_K_M", None),
-    "Q4_0": ("Q4_0", None),
+    "IQ4_NL, table too": ("IQ4_NL", "IQ4_NL"),
     "Q2_K": ("Q2_K", None),
-    "Q2_K, table Q4_0": ("Q2_K", "Q4_0"),
-    "Q2_0, table Q4_0": ("Q2_0", "Q4_0"),
-    "Q2_0, table Q2_0": ("Q2_0", "Q2_0"),
+    "Q2_K, table IQ4_NL": ("Q2_K", "IQ4_NL"),
+    "Q2_0, table IQ4_NL": ("Q2_0", "IQ4_NL"),
+    "Q2_0, table too": ("Q2_0", "Q2_0"),
 }
+READ_AS = {"Q2_0": "F16"}  # for perplexity
+DENSE = "torch, float32"
 PARTS = {  # of a layer, in transformers and in llama.cpp
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -127,7 +133,9 @@ class LlamaCpp:
 
 
 def measure(folder: Path) -> list[dict]:
-    """Every type: bytes, perplexity, and speed beside the whole model in torch."""
+    """Of every type and of the whole model in torch, by `name`: `bytes`, perplexity on `validation`
+    and `test`, `tokens` a second, and the `speedup` beside torch.
+    """
     source = fetch("smollm2") / GGUF
     squares = importance(articles("calibration", CALIBRATION_WINDOWS))
     paths = {"as it comes, Q4_1": source}
@@ -135,19 +143,22 @@ def measure(folder: Path) -> list[dict]:
         paths[name] = folder / f"{name}.gguf"
         quantize(source, paths[name], kind, table, squares)
     models = {name: LlamaCpp(path) for name, path in paths.items()}
-    readers = dict(models)
-    for name in TYPES:
-        if TYPES[name][0] == "Q2_0":
-            quantize(paths[name], folder / f"{name}, F16.gguf", "F16", None, {})
-            readers[name] = LlamaCpp(folder / f"{name}, F16.gguf")
     dense, _ = load_language_model()
     calls = {name: model.write for name, model in models.items()}
-    calls["dense"] = lambda: write_tokens(dense)
-    times = compare_latency(calls, baseline="dense", rounds=7)
+    calls[DENSE] = lambda: write_tokens(dense)
+    times = compare_latency(calls, baseline=DENSE, rounds=7, seconds=0.5)
+    readers = models | {DENSE: dense}
+    for name, (kind, _) in TYPES.items():
+        if kind in READ_AS:
+            quantize(paths[name], folder / f"{name}, read.gguf", READ_AS[kind], None, {})
+            readers[name] = LlamaCpp(folder / f"{name}, read.gguf")
+    words = source.stat().st_size - sum(t.data.numel() for t in read_gguf(source).tensors.values())
+    sizes = {name: path.stat().st_size - words for name, path in paths.items()}
+    sizes[DENSE] = bytes_on_disk(dense)
     return [
         {
             "name": name,
-            "bytes": paths[name].stat().st_size,
+            "bytes": sizes[name],
             "tokens": 1000 * TOKENS / times[name].milliseconds,
             "speedup": vars(times[name].speedup),
         }

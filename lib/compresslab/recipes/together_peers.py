@@ -422,18 +422,12 @@ def check_installed() -> None:
 
 
 def sources(folder: Path) -> list[Source]:
-    """The classifier and our student, each with an empty folder. Raises FileNotFoundError if the
-    student has not been trained, or is not in few bits, or if what torch-pruning left has not.
-    """
-    for recipe in (together_student, together_capstone):
-        if not recipe.PATH.exists():
-            raise FileNotFoundError(f"{recipe.PATH} is missing: run `python -m {recipe.__name__}`")
+    """The classifier and our student, each with an empty folder."""
     found = []
     for name, (model, tokenizer) in {
         "classifier": load_classifier(),
         "student": load(together_student.PATH),
     }.items():
-        together_pruned.path(name)
         (scratch := folder / f"for {name}").mkdir()
         found.append(Source(name, model, tokenizer, scratch))
     return found
@@ -586,6 +580,8 @@ def dominated(candidates: list[dict], *, split: str = "test") -> list[dict]:
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    for name in together_pruned.FRACTIONS:
+        together_pruned.path(name)  # raises, for nothing is recorded without
     with tempfile.TemporaryDirectory() as folder:
         candidates = measure(Path(folder))
     for each in candidates:
