@@ -2,11 +2,13 @@
 
 import re
 
+import pytest
 import torch
 
 from compresslab.assets import fetch
 from compresslab.models import GGUF, load_language_model
 from compresslab.quantization.gguf import read_gguf
+from compresslab.recipes import together_llama
 from compresslab.recipes.quantization_llm import articles
 from compresslab.recipes.together_llama import importance
 
@@ -40,3 +42,9 @@ def test_a_square_is_the_mean_over_tokens_of_what_the_column_reads():
     handle.remove()
     mean = read[0].square().mean((0, 1))
     torch.testing.assert_close(importance(windows)["blk.5.ffn_down.weight"], mean)
+
+
+def test_without_llama_cpp_it_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(together_llama, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match=r"`make \.venv/bench` .* C\+\+ compiler"):
+        together_llama.measure(tmp_path)

@@ -18,7 +18,7 @@ code of its own for it, and takes a minute for 512 tokens: its perplexity is tha
 weights in a file of float16. Nobody's vocabulary counts in `bytes`: our file has none.
 
 llama-cpp-python is compiled when it is installed, which takes a compiler and a quarter of an hour.
-About ten minutes on two cores, which must be idle, and 6 GB.
+About a quarter of an hour on two cores, which must be idle, and 6 GB.
 """
 
 import ctypes
@@ -26,6 +26,7 @@ import json
 import logging
 import tempfile
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -135,7 +136,15 @@ class LlamaCpp:
 def measure(folder: Path) -> list[dict]:
     """Of every type and of the whole model in torch, by `name`: `bytes`, perplexity on `validation`
     and `test`, `tokens` a second, and the `speedup` beside torch.
+
+    Raises:
+        ModuleNotFoundError: llama-cpp-python is missing; says how to install it.
     """
+    if find_spec("llama_cpp") is None:
+        raise ModuleNotFoundError(
+            "llama-cpp-python is missing: `make .venv/bench` installs it, where there is a C++ "
+            "compiler; then run `.venv/bench/bin/python -m compresslab.recipes.together_llama`"
+        )
     source = fetch("smollm2") / GGUF
     squares = importance(articles("calibration", CALIBRATION_WINDOWS))
     paths = {"as it comes, Q4_1": source}
