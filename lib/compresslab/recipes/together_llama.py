@@ -82,7 +82,7 @@ def quantize(path: Path, out: Path, kind: str, table: str | None, squares: dict)
     """
     import llama_cpp
 
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # a line a tensor
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # no line for each
     rows = [(name.encode(), (ctypes.c_float * len(x))(*x.tolist())) for name, x in squares.items()]
     entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(rows) + 1))()  # the last is null
     for entry, (name, values) in zip(entries, rows, strict=False):
