@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from compresslab.machine import processor
-from compresslab.measure import Estimate
+from compresslab.measure import Estimate, points
 from compresslab.recipes import together_llama, together_peers
 from compresslab.scoreboard import BATCH_SIZES
 
@@ -47,8 +47,8 @@ def show_dominated(candidates: list[dict]) -> None:
         "more of a cost, and better in one of the two"
     )
     for each in found:
-        points = Estimate(*(100 * each["difference"][end] for end in ("value", "low", "high")))
-        print(f"  {each['ours']}: {each['peer']} in {each['cost']}, {points:+.1f} points")
+        lost = points(each["difference"])
+        print(f"  {each['ours']}: {each['peer']} in {each['cost']}, {lost} points")
 
 
 def show_llama() -> None:

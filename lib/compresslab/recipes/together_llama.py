@@ -36,7 +36,7 @@ from torch import Tensor
 from ..assets import fetch
 from ..measure import bytes_on_disk, compare_latency, perplexity
 from ..models import GGUF, load_language_model
-from ..pruning.sparsegpt import collect_hessians
+from ..pruning.wanda import collect_norms
 from ..quantization.gguf import read_gguf
 from . import launch, record
 from .quantization_llm import EVALUATION_WINDOWS, WINDOW, articles
@@ -68,9 +68,9 @@ def importance(windows: Tensor) -> dict[str, Tensor]:
     """What llama.cpp calls importance matrix: tensor's name there -> (in_features,)."""
     model, _ = load_language_model()
     found = {}
-    for name, hessian in collect_hessians(model.model, windows.split(4)).items():
+    for name, norms in collect_norms(model.model, windows.split(4)).items():
         _, layer, part = name.split(".", 2)
-        found[f"blk.{layer}.{PARTS[part]}.weight"] = hessian.diagonal() / windows.numel()
+        found[f"blk.{layer}.{PARTS[part]}.weight"] = norms.square() / windows.numel()
     return found
 
 
@@ -82,7 +82,8 @@ def quantize(path: Path, out: Path, kind: str, table: str | None, squares: dict)
     """
     import llama_cpp
 
-    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)  # no line for each
+    # It would print a line for each tensor.
+    logging.getLogger("llama-cpp-python").setLevel(logging.CRITICAL)
     rows = [(name.encode(), (ctypes.c_float * len(x))(*x.tolist())) for name, x in squares.items()]
     entries = (llama_cpp.llama_cpp.llama_model_imatrix_data * (len(rows) + 1))()  # the last is null
     for entry, (name, values) in zip(entries, rows, strict=False):
