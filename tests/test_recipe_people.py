@@ -104,5 +104,5 @@ def test_groups_are_compared_with_the_dense_model_and_corrected_together():
     assert all(line["corrected"] == 1 for line in lines if line["model"] == "same")
     pooled = {line["group"]: line for line in groups["pooled"]}
     half = found["negative"]["beyond"]["value"] / 2  # one of two models has changed
-    assert pooled["negative"]["beyond"] == pytest.approx(half)
+    assert pooled["negative"]["beyond"]["value"] == pytest.approx(half)
     assert pooled["negative"]["corrected"] < 0.05 < pooled["contrast"]["corrected"]

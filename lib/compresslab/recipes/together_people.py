@@ -200,7 +200,7 @@ def by_group(
     others = torch.stack([hits[name] for name in logits if name != DENSE])
     generator = torch.Generator().manual_seed(SEED)
     pooled = [
-        {"group": group, "beyond": beyond, "p_value": p_value}
+        {"group": group, "beyond": {"value": beyond}, "p_value": p_value}
         for group, (beyond, p_value) in pooled_change(
             hits[DENSE], others, groups, generator=generator
         ).items()
