@@ -3,7 +3,8 @@
 # make slides | site    the lectures as decks, dist/slides, and the course as a website, dist/site
 # make exercises | student | grade FROM=folder | leaderboard FROM=folder
 #             for instructors: see solutions/README.md
-# make bench  the library beside its peers: takes some hours, prints ratios, asserts no time
+# make bench  the library beside its peers: takes some hours, prints ratios, asserts no time; what
+#             torch-pruning makes is trained by compresslab.recipes.together_pruned, before it
 
 PYTHON ?= python3
 VENV := .venv
@@ -68,7 +69,7 @@ leaderboard: $(VENV)/grade assets
 	@$(BIN)/python -m compresslab.grading.leaderboard '$(FROM)' $(if $(PRIVATE),--private '$(PRIVATE)')
 
 bench: $(VENV)/bench assets
-	@for file in benchmarks/*.py; do $(VENV)/bench/bin/python $$file; done
+	@failed=; for file in benchmarks/*.py; do $(VENV)/bench/bin/python $$file || failed=1; done; test -z "$$failed"
 
 # All that `make lab` fetches, in one folder, for a room without good wifi: see docs/instructors.md.
 # For laptops of another system, for example: OPTIONS='--platform win_amd64 --only-binary=:all:'

@@ -41,14 +41,15 @@ def show(candidates: list[dict]) -> None:
 
 
 def show_dominated(candidates: list[dict]) -> None:
-    found = together_peers.dominated(candidates)
-    print(
-        f"\n{len(found)} times a peer's model is at least as accurate on test as one of ours at no "
-        "more of a cost, and better in one of the two"
-    )
-    for each in found:
-        lost = points(each["difference"])
-        print(f"  {each['ours']}: {each['peer']} in {each['cost']}, {lost} points")
+    for split in together_peers.SPLITS:
+        found = together_peers.dominated(candidates, split=split)
+        print(
+            f"\n{len(found)} times a peer's model is at least as accurate on {split} as one of "
+            "ours at no more of a cost, and better in one of the two"
+        )
+        for each in found:
+            lost = points(each["difference"])
+            print(f"  {each['ours']}: {each['peer']} in {each['cost']}, {lost} points")
 
 
 def show_llama() -> None:

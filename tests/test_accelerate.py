@@ -83,9 +83,40 @@ if __name__ == "__main__":
 '''
 
 
+# A recipe of the course as it is, on a model and sentences that take seconds.
+REAL = """
+import sys
+from pathlib import Path
+
+import small
+from datasets import Dataset
+
+from compresslab import recipes
+from compresslab.recipes import factorization_embeddings, together_allocation, tuning
+
+recipes.RESULTS = Path(sys.argv[1])
+TEXTS = ["a good film", "not a film", "bad bad bad good a a", "a bad film", "good good good not"]
+DATA = Dataset.from_dict({"text": TEXTS * 3, "label": [1, 0, 0, 0, 1] * 3})
+
+
+def load_classifier():
+    model = small.classifier(layers=1, width=16, neurons=32, attention="sdpa").float()
+    return model.requires_grad_(False), small.wordpiece()
+
+
+for module in (together_allocation, factorization_embeddings, tuning):
+    module.load_reviews = lambda: {"train": DATA, "validation": DATA}
+    module.load_classifier = load_classifier
+together_allocation.SENTENCES, together_allocation.GROUP, together_allocation.UNIT = 15, 8, 1
+
+if __name__ == "__main__":
+    recipes.launch(together_allocation.main)
+"""
+
+
 def run(command, folder, name, *arguments):
     """Standard output and error of a module of `folder`, in one thread a process."""
-    paths = os.pathsep.join([str(folder), str(ROOT / "lib")])
+    paths = os.pathsep.join([str(folder), str(ROOT / "lib"), str(ROOT / "tests")])
     plain = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     environment = plain | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
@@ -108,6 +139,18 @@ def test_two_processes_get_the_result_of_one_to_the_last_bit(tmp_path):
     assert figures["one"] == figures["two"]
     assert outputs["one"] == outputs["two"]
     assert outputs["two"].split("\n")[-2] == "recorded small.json"
+
+
+def test_a_recipe_of_the_course_records_the_same(tmp_path):
+    (tmp_path / "shrunk.py").write_text(REAL)
+    figures = []
+    for name, command in {"one": [sys.executable], "two": ACCELERATE}.items():
+        done = run(command, tmp_path, "shrunk", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+        result = json.loads((tmp_path / name / "together_allocation.json").read_text())
+        figures.append(result["figures"])
+    assert figures[0] == figures[1]
+    assert len(figures[0]["matrices"]) == 8
 
 
 def test_an_error_of_either_process_ends_both(tmp_path):

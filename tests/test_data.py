@@ -3,6 +3,8 @@
 import datetime
 import json
 import re
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -80,6 +82,24 @@ def test_the_first_row_of_the_scoreboard_is_measured_again():
     # Another processor may round a logit to the other side of a tie.
     assert (correct != scoreboard.correct_of(row)).sum() <= 2
     assert accuracy(correct).value >= 0.86
+
+
+def test_the_capstone_gives_the_recorded_answers_in_a_fresh_process():
+    (row,) = (row for row in scoreboard.load_rows() if row["name"] == "capstone")
+    program = """
+import json
+from compresslab import assets, corpora, export, measure
+
+model, tokenizer = export.load(assets.DATA / "capstone.clab")
+test = corpora.load_reviews()["test"]
+print(json.dumps(measure.correct_answers(model, test, tokenizer).tolist()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    correct = torch.tensor(json.loads(done.stdout))
+    assert (correct != scoreboard.correct_of(row)).sum() <= 2
+    size = (DATA / "capstone.clab").stat().st_size
+    assert size == row["bytes"] <= 1_800_000
 
 
 def test_every_row_of_the_scoreboard_is_of_the_test_split_and_has_a_name_of_its_own():

@@ -270,6 +270,7 @@ def test_the_archive_has_what_students_need_and_nothing_else(tmp_path):
     assert {
         "Makefile",
         "README.md",
+        "benchmarks/together.py",
         "data/manifest.toml",
         "exercises/pruning/checks.json",
         "exercises/pruning/pruning.ipynb",

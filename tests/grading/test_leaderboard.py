@@ -344,6 +344,17 @@ def test_who_is_in_no_track_is_on_the_board_and_no_name_is():
     assert [line["name"] for line in make_table(rows)] == ["Name of tiny", "Name of bold"]
 
 
+def test_on_sentences_that_anyone_could_know_nobody_has_a_rank():
+    rows = [row("large", size=20), row("knows all", size=10)]
+    page = make_board(rows, board.PUBLIC.format(7), accuracy(rows[0].correct), board.UNRANKED)
+    assert "nobody is ranked" in page
+    lines = [line for line in page.splitlines() if "large" in line or "knows all" in line]
+    assert [line.split(" | ")[:2] for line in lines] == [["| ", "knows all"], ["| ", "large"]]
+    for line in make_table(rows, board.UNRANKED):
+        assert not {line.get(track) for track in board.TRACKS} - {None}
+        assert line["bytes"] > 0
+
+
 # ---------------------------------------------------------------- what comes in
 
 

@@ -14,7 +14,8 @@ float32 classifier, measured in turns in one process, from sentences to labels.
 
 The rank in a track is one more than the number of files that are shown to be better. Bytes show
 themselves. A higher accuracy is shown if the paired interval of the two leaves out 0, a higher
-speed if their intervals do not meet. So what cannot be told apart shares a rank.
+speed if their intervals do not meet. So what cannot be told apart shares a rank. Accuracy decides
+in every track, so without private sentences nobody has a rank.
 """
 
 import argparse
@@ -62,7 +63,7 @@ LIMITS = sandbox.Limits(cell=120, submission=300)  # a cell is one of `trial.STE
 PRIVATE = "Accuracy is measured on {:,} sentences that nobody was given."
 PUBLIC = (
     "**Anyone could have trained on these sentences**: they are the {:,} of the course's own test "
-    "split, and accuracy is as good as everybody's word."
+    "split, and accuracy is as good as everybody's word. So nobody is ranked."
 )
 COLUMNS = (
     *("student", "name", "file", "entry", "problem", "smallest", "fastest", "most accurate"),
@@ -108,16 +109,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Track:
-    """What is ranked: who takes part, and whether a row is shown to be better than another."""
+    """Who takes part, and whether a row is shown to be better than another, if they are ranked."""
 
     title: str
     admits: Callable[[Row], bool]
-    better: Callable[[Row, Row], bool]
+    better: Callable[[Row, Row], bool] | None
 
     def rank(self, rows: list[Row]) -> list[tuple[int, Row]]:
         """Ranks and rows of all that take part, best first; of equal ranks the smaller file."""
         rows = [row for row in rows if not row.problem and self.admits(row)]
-        ranked = [(1 + sum(self.better(other, row) for other in rows), row) for row in rows]
+        better = self.better or (lambda a, b: False)
+        ranked = [(1 + sum(better(other, row) for other in rows), row) for row in rows]
         return sorted(ranked, key=lambda pair: (pair[0], pair[1].size, pair[1].entry))
 
 
@@ -138,6 +140,7 @@ TRACKS = {
         lambda a, b: compare_accuracy(b.correct, a.correct).difference.low > 0,
     ),
 }
+UNRANKED = {"measured": Track("Measured, the smallest first", lambda row: True, None)}
 
 
 # ---------------------------------------------------------------- the sentences
@@ -264,15 +267,16 @@ def run(source: Path, target: Path, private: Path | None = None) -> str:
         texts, labels = read_private(private)
     dense = torch.tensor(classify(*load_classifier(), texts)) == labels
 
-    rows, heading = [], (PUBLIC if private is None else PRIVATE).format(len(texts))
+    heading, tracks = (PUBLIC, UNRANKED) if private is None else (PRIVATE, TRACKS)
+    rows, heading = [], heading.format(len(texts))
     for files in tqdm(find_submissions(source, MODEL), total=total, unit=" students"):
         file = max(files, key=lambda f: (attempt(f.path), f.content is not None, f.path))
         rows.append(make_row(file, texts, labels, dense))
         # After each, so that whatever ends the run leaves what was measured.
         so_far = "" if len(rows) == total else f" So far {len(rows)} of {total} files are measured."
-        board = make_board(rows, heading + so_far, accuracy(dense))
+        board = make_board(rows, heading + so_far, accuracy(dense), tracks)
         write_file(target / "leaderboard.md", board)
-        write_table(target / "leaderboard.csv", COLUMNS, make_table(rows))
+        write_table(target / "leaderboard.csv", COLUMNS, make_table(rows, tracks))
     return board
 
 
@@ -301,7 +305,9 @@ def make_row(file: File, texts: list[str], labels: Tensor, dense: Tensor) -> Row
     return Row(row.file, entry, "", len(file.content), correct, difference, speedups)
 
 
-def make_board(rows: list[Row], heading: str, dense: Estimate) -> str:
+def make_board(
+    rows: list[Row], heading: str, dense: Estimate, tracks: dict[str, Track] = TRACKS
+) -> str:
     """The board in Markdown. Nothing in it tells who a student is, but for the name of the file.
 
     Args:
@@ -311,13 +317,14 @@ def make_board(rows: list[Row], heading: str, dense: Estimate) -> str:
     lines += [f"Times as fast as it, on one thread of {processor()}, from sentences to labels."]
     lines += ["Intervals are of 95 %; p is of the paired test of McNemar."]
     left = {row.file.student: row for row in rows}
-    for track in TRACKS.values():
+    for track in tracks.values():
         lines += ["", f"## {track.title}", ""]
         lines += ["| rank | entry | bytes | accuracy | to float32 | batch 1 | batch 32 |"]
         lines += ["|---:|---|---:|---|---|---|---|"]
         for place, row in track.rank(rows):
-            cells = [place, row.entry, f"{row.size:,}", f"{accuracy(row.correct):.1%}"]
-            cells += [row.difference, *(f"{row.speedups[size]:.1f}" for size in BATCH_SIZES)]
+            cells = [place if track.better else "", row.entry, f"{row.size:,}"]
+            cells += [f"{accuracy(row.correct):.1%}", row.difference]
+            cells += [f"{row.speedups[size]:.1f}" for size in BATCH_SIZES]
             lines += [f"| {' | '.join(map(str, cells))} |"]
             left.pop(row.file.student, None)
     lines += ["", "## In no track", ""]
@@ -327,9 +334,13 @@ def make_board(rows: list[Row], heading: str, dense: Estimate) -> str:
     return "\n".join(lines) + "\n"
 
 
-def make_table(rows: list[Row]) -> list[dict]:
+def make_table(rows: list[Row], tracks: dict[str, Track] = TRACKS) -> list[dict]:
     """A dictionary of COLUMNS for each row."""
-    ranks = {name: {r.file.student: n for n, r in t.rank(rows)} for name, t in TRACKS.items()}
+    ranks = {
+        name: {row.file.student: place for place, row in track.rank(rows)}
+        for name, track in tracks.items()
+        if track.better
+    }
     lines = []
     for row in rows:
         file = row.file

@@ -34,6 +34,9 @@ STUDENT = (
     *("docs/outgrowing.md", "docs/references.bib", "README.md", "LICENSE", "LICENSE-TEXT"),
     *("CITATION.cff", "Makefile", "pyproject.toml", "constraints.txt", "environment.yml"),
     "postBuild",
+    *("benchmarks/attention.py", "benchmarks/distillation.py", "benchmarks/factorization.py"),
+    *("benchmarks/pruning.py", "benchmarks/quantization.py", "benchmarks/sharing.py"),
+    "benchmarks/together.py",  # all but that of grading
 )
 
 

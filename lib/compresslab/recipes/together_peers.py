@@ -122,8 +122,8 @@ def torch_int8(source: Source, folder: Path, *, table: bool = False) -> Start:
 def torchao_int8(source: Source, folder: Path, *, inputs: bool) -> Start:
     """Int8 weights and tables, with int8 inputs if wanted, compiled as torchao advises.
 
-    Not in 4 bits: of torchao 0.18's packed formats none is for processors. Not by export and its
-    quantizer for x86, which is another road to the same operators.
+    Not in 4 bits: none of torchao 0.18's packed formats has a kernel in the wheel for x86. Not by
+    export and its quantizer for x86, which is another road to the same operators.
     """
     import torch._inductor.config
     import torchao.quantization as ao
