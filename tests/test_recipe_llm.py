@@ -358,6 +358,14 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
     for name, value in small.items():
         monkeypatch.setattr(together_llm, name, value)
     monkeypatch.setattr(grids, "LANES", 2)
+    tune = together_llm.tune
+
+    def turned(*args, **options):
+        """What was the worse one before tuning is the better one after it."""
+        result = tune(*args, **options)
+        return result | {"validation": {"value": 1e6 / result["before"]["value"]}}
+
+    monkeypatch.setattr(together_llm, "tune", turned)
     together_llm.main()
     figures = json.loads(json.dumps(found["figures"]))
     assert [start["layers"] for start in figures["starts"]] == [2, 3]
@@ -369,7 +377,6 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
     for tuned in figures["tuned"]:
         (run,) = (run for run in figures["runs"] if all(run[k] == tuned[k] for k in same))
         assert tuned["before"] == run["validation"]
-        assert tuned["validation"]["value"] <= tuned["before"]["value"]
         assert tuned["bytes"] == pytest.approx(tuned["budget"], abs=2_500)
     for budget, winner in zip(budgets, figures["winners"], strict=True):
         of = [tuned for tuned in figures["tuned"] if tuned["budget"] == budget]
@@ -377,4 +384,4 @@ def test_from_a_model_to_a_file_for_every_budget(monkeypatch):
         assert len(of) == 2
         assert (winner["layers"], winner["bytes"]) == (least["layers"], least["bytes"])
         assert winner["forms"]["packed"]["memory"] < winner["forms"]["float32"]["memory"]
-        assert winner["test"]["value"] == pytest.approx(least["validation"]["value"], rel=0.3)
+        assert winner["test"]["value"] == pytest.approx(least["before"]["value"], rel=0.3)

@@ -344,17 +344,6 @@ def test_who_is_in_no_track_is_on_the_board_and_no_name_is():
     assert [line["name"] for line in make_table(rows)] == ["Name of tiny", "Name of bold"]
 
 
-def test_on_sentences_that_anyone_could_know_nobody_has_a_rank():
-    rows = [row("large", size=20), row("knows all", size=10)]
-    page = make_board(rows, board.PUBLIC.format(7), accuracy(rows[0].correct), board.UNRANKED)
-    assert "nobody is ranked" in page
-    lines = [line for line in page.splitlines() if "large" in line or "knows all" in line]
-    assert [line.split(" | ")[:2] for line in lines] == [["| ", "knows all"], ["| ", "large"]]
-    for line in make_table(rows, board.UNRANKED):
-        assert not {line.get(track) for track in board.TRACKS} - {None}
-        assert line["bytes"] > 0
-
-
 # ---------------------------------------------------------------- what comes in
 
 
@@ -462,3 +451,19 @@ def test_a_split_that_is_not_one_is_refused(private, tmp_path, change, says):
     path.write_text("\n".join(change(private.read_text("utf-8").split("\n"))), encoding="utf-8")
     with pytest.raises(ValueError, match=says):
         read_private(path)
+
+
+def test_on_sentences_that_anyone_could_know_nobody_has_a_rank(tmp_path, monkeypatch):
+    for who in ("ada", "bo"):
+        (tmp_path / f"{who}.clab").write_bytes(b"large" if who == "ada" else b"tiny")
+    test = corpora.load_reviews()["test"].select(range(64))
+    monkeypatch.setattr(corpora, "load_reviews", lambda: {"test": test})
+    monkeypatch.setattr(board, "measure", lambda *_: (list(test["label"]), TWICE))
+    monkeypatch.setattr(sandbox, "why_not", lambda: None)
+    page = board.run(tmp_path, tmp_path / "out")
+    assert "Anyone could have trained on these sentences" in page
+    entries = [line.split(" | ")[:2] for line in page.splitlines() if "100.0%" in line]
+    assert entries == [["| ", "bo"], ["| ", "ada"]]
+    for line in lines_of(tmp_path / "out").values():
+        assert line["accuracy"] == "1.0"
+        assert not [line[track] for track in board.TRACKS if line[track]]
