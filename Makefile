@@ -3,8 +3,7 @@
 # make slides | site    the lectures as decks, dist/slides, and the course as a website, dist/site
 # make exercises | student | grade FROM=folder | leaderboard FROM=folder
 #             for instructors: see solutions/README.md
-# make bench  the library beside its peers: takes some hours, prints ratios, asserts no time; what
-#             torch-pruning makes is trained by compresslab.recipes.together_pruned, before it
+# make bench  the library beside its peers: takes some hours, prints ratios, asserts no time
 
 PYTHON ?= python3
 VENV := .venv

@@ -1,8 +1,9 @@
 """The capstone beside its peers: `make bench`.
 
-Prints what the recipe `together_peers` measures: the classifier and our student in every peer's
-best form, with bytes, accuracy and speed, and where a peer's model dominates one of ours. Then what
-`together_llama` measures: SmolLM2 in types of llama.cpp, if llama-cpp-python could be built.
+Trains what torch-pruning makes, if it is not there, which takes 90 minutes. Prints what the recipe
+`together_peers` measures: the classifier and our student in every peer's best form, with bytes,
+accuracy and speed, and where a peer's model dominates one of ours. Then what `together_llama`
+measures: SmolLM2 in types of llama.cpp, if llama-cpp-python could be built.
 """
 
 import logging
@@ -14,7 +15,7 @@ import torch
 
 from compresslab.machine import processor
 from compresslab.measure import Estimate, points
-from compresslab.recipes import together_llama, together_peers
+from compresslab.recipes import together_llama, together_peers, together_pruned
 from compresslab.scoreboard import BATCH_SIZES
 
 
@@ -76,6 +77,10 @@ def main() -> None:
         f"{processor()} {vnni} AVX-512 VNNI, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}\n\nTimes as fast as the float32 classifier in torch"
     )
+    files = {source: together_pruned.file_of(source) for source in together_pruned.FRACTIONS}
+    if missing := [source for source, file in files.items() if not file.exists()]:
+        print(f"First, torch-pruning's models are trained, of: {', '.join(missing)}", flush=True)
+        together_pruned.make(missing)
     with tempfile.TemporaryDirectory() as folder:
         candidates = together_peers.measure(Path(folder))
     show(candidates)

@@ -10,6 +10,7 @@ them. About 90 minutes on two cores, less on a GPU, which is used if there is on
 """
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -153,12 +154,18 @@ def run(source: str, classifier: torch.Tensor) -> dict:
     }
 
 
-def main() -> None:
+def make(sources: Iterable[str]) -> list[dict]:
+    """Prune, tune and save these, and say how it went."""
     classifier, runs = teacher_logits(load_reviews()["validation"]), []
-    tasks = [{"source": source, "classifier": classifier} for source in FRACTIONS]
+    tasks = [{"source": source, "classifier": classifier} for source in sources]
     for result in in_parallel(run, tasks):
         runs.append(result)
         print(json.dumps(result), flush=True)
+    return runs
+
+
+def main() -> None:
+    runs = make(FRACTIONS)
     figures = {"epochs": EPOCHS, "batch": BATCH, "learning_rate": LEARNING_RATE, "runs": runs}
     print(record("together_pruned", seed=SEED, figures=figures))
 
