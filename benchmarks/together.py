@@ -72,15 +72,15 @@ def show_llama() -> None:
 def main() -> None:
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    files = {source: together_pruned.file_of(source) for source in together_pruned.FRACTIONS}
+    if missing := [source for source, file in files.items() if not file.exists()]:
+        print(f"First, torch-pruning's models are trained, of: {', '.join(missing)}", flush=True)
+        together_pruned.make(missing)
     vnni = "with" if torch.cpu._is_vnni_supported() else "without"
     print(
         f"{processor()} {vnni} AVX-512 VNNI, {torch.get_num_threads()} threads, "
         f"torch {torch.__version__}\n\nTimes as fast as the float32 classifier in torch"
     )
-    files = {source: together_pruned.file_of(source) for source in together_pruned.FRACTIONS}
-    if missing := [source for source, file in files.items() if not file.exists()]:
-        print(f"First, torch-pruning's models are trained, of: {', '.join(missing)}", flush=True)
-        together_pruned.make(missing)
     with tempfile.TemporaryDirectory() as folder:
         candidates = together_peers.measure(Path(folder))
     show(candidates)

@@ -88,26 +88,13 @@ REAL = """
 import sys
 from pathlib import Path
 
-import small
-from datasets import Dataset
+from test_recipe_allocation import shrink
 
 from compresslab import recipes
-from compresslab.recipes import factorization_embeddings, together_allocation, tuning
+from compresslab.recipes import together_allocation
 
 recipes.RESULTS = Path(sys.argv[1])
-TEXTS = ["a good film", "not a film", "bad bad bad good a a", "a bad film", "good good good not"]
-DATA = Dataset.from_dict({"text": TEXTS * 3, "label": [1, 0, 0, 0, 1] * 3})
-
-
-def load_classifier():
-    model = small.classifier(layers=1, width=16, neurons=32, attention="sdpa").float()
-    return model.requires_grad_(False), small.wordpiece()
-
-
-for module in (together_allocation, factorization_embeddings, tuning):
-    module.load_reviews = lambda: {"train": DATA, "validation": DATA}
-    module.load_classifier = load_classifier
-together_allocation.SENTENCES, together_allocation.GROUP, together_allocation.UNIT = 15, 8, 1
+shrink(setattr)
 
 if __name__ == "__main__":
     recipes.launch(together_allocation.main)

@@ -21,13 +21,17 @@ def load_classifier():
     return model.requires_grad_(False), small.wordpiece()
 
 
+def shrink(set_attribute):
+    for module in (together_allocation, factorization_embeddings, tuning):
+        set_attribute(module, "load_reviews", lambda: {"train": DATA, "validation": DATA})
+        set_attribute(module, "load_classifier", load_classifier)
+    for name, value in {"SENTENCES": 15, "GROUP": 8, "UNIT": 1}.items():
+        set_attribute(together_allocation, name, value)
+
+
 @pytest.fixture
 def little(monkeypatch):
-    for module in (together_allocation, factorization_embeddings, tuning):
-        monkeypatch.setattr(module, "load_reviews", lambda: {"train": DATA, "validation": DATA})
-        monkeypatch.setattr(module, "load_classifier", load_classifier)
-    for name, value in {"SENTENCES": 15, "GROUP": 8, "UNIT": 1}.items():
-        monkeypatch.setattr(together_allocation, name, value)
+    shrink(monkeypatch.setattr)
 
 
 @pytest.fixture

@@ -115,11 +115,14 @@ class Track:
     admits: Callable[[Row], bool]
     better: Callable[[Row, Row], bool] | None
 
-    def rank(self, rows: list[Row]) -> list[tuple[int, Row]]:
-        """Ranks and rows of all that take part, best first; of equal ranks the smaller file."""
+    def rank(self, rows: list[Row]) -> list[tuple[int | str, Row]]:
+        """Ranks, "" if there are none, and rows of all that take part, best first; of equal ranks
+        the smaller file."""
         rows = [row for row in rows if not row.problem and self.admits(row)]
-        better = self.better or (lambda a, b: False)
-        ranked = [(1 + sum(better(other, row) for other in rows), row) for row in rows]
+        ranked = [
+            (1 + sum(self.better(other, row) for other in rows) if self.better else "", row)
+            for row in rows
+        ]
         return sorted(ranked, key=lambda pair: (pair[0], pair[1].size, pair[1].entry))
 
 
@@ -140,7 +143,7 @@ TRACKS = {
         lambda a, b: compare_accuracy(b.correct, a.correct).difference.low > 0,
     ),
 }
-UNRANKED = {"measured": Track("Measured, the smallest first", lambda row: True, None)}
+UNRANKED = {"smallest": Track("Measured, the smallest first", lambda row: True, None)}
 
 
 # ---------------------------------------------------------------- the sentences
@@ -322,9 +325,8 @@ def make_board(
         lines += ["| rank | entry | bytes | accuracy | to float32 | batch 1 | batch 32 |"]
         lines += ["|---:|---|---:|---|---|---|---|"]
         for place, row in track.rank(rows):
-            cells = [place if track.better else "", row.entry, f"{row.size:,}"]
-            cells += [f"{accuracy(row.correct):.1%}", row.difference]
-            cells += [f"{row.speedups[size]:.1f}" for size in BATCH_SIZES]
+            cells = [place, row.entry, f"{row.size:,}", f"{accuracy(row.correct):.1%}"]
+            cells += [row.difference, *(f"{row.speedups[size]:.1f}" for size in BATCH_SIZES)]
             lines += [f"| {' | '.join(map(str, cells))} |"]
             left.pop(row.file.student, None)
     lines += ["", "## In no track", ""]
@@ -336,11 +338,7 @@ def make_board(
 
 def make_table(rows: list[Row], tracks: dict[str, Track] = TRACKS) -> list[dict]:
     """A dictionary of COLUMNS for each row."""
-    ranks = {
-        name: {row.file.student: place for place, row in track.rank(rows)}
-        for name, track in tracks.items()
-        if track.better
-    }
+    ranks = {name: {r.file.student: n for n, r in t.rank(rows)} for name, t in tracks.items()}
     lines = []
     for row in rows:
         file = row.file

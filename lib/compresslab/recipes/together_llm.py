@@ -354,7 +354,7 @@ def tune(paths: dict[int, Path], folder: Path, choice: dict, rate: float, part: 
     result = choice | {"learning_rate": rate, "loss": loss, "before": before, "validation": after}
     if part < 1:
         return result
-    path = file_of(folder, choice)
+    path = saved(folder, **choice).with_suffix(".clab")
     # Codes are coded by classes of steps and scales: for others they may take more bytes.
     tuned_fits = after["value"] < before["value"] and write(model, tuned, path) <= choice["budget"]
     if not tuned_fits:
@@ -363,10 +363,6 @@ def tune(paths: dict[int, Path], folder: Path, choice: dict, rate: float, part: 
         write(model, grids, path)
         result["validation"] = before
     return result | {"kept": "tuned" if tuned_fits else "before", "bytes": path.stat().st_size}
-
-
-def file_of(folder: Path, choice: dict) -> Path:
-    return folder / f"{choice['budget']} {choice['layers']}.clab"
 
 
 # ---------------------------------------------------------------- the winners
@@ -442,24 +438,19 @@ def main() -> None:
         groups = all_of(in_groups, list(GROUPS))
         tasks = [{"budget": TRIED, "way": way, "layers": LAYERS[0]} for way in WAYS]
         runs = all_of(run, [shared | task for task in tasks])
-        way = best(runs, TRIED)["way"]
-        tasks = [
-            {"budget": budget, "way": way, "layers": layers}
-            for budget in BUDGETS
-            for layers in LAYERS
-            if (budget, layers) != (TRIED, LAYERS[0])
-        ]
-        runs += all_of(run, [shared | task for task in tasks])
+        made = best(runs, TRIED)
+        way = made["way"]
+        choices = [{"budget": b, "way": way, "layers": n} for b in BUDGETS for n in LAYERS]
+        runs += all_of(run, [shared | choice for choice in choices if choice != made])
         first = shared | {"choice": best(runs, TRIED)}
         trials = all_of(tune, [first | {"rate": rate, "part": 0.25} for rate in RATES])
         rate = min(trials, key=lambda trial: trial["validation"]["value"])["learning_rate"]
-        choices = [{"budget": b, "way": way, "layers": n} for b in BUDGETS for n in LAYERS]
         every = {"rate": rate, "part": 1.0}
         tuned = all_of(tune, [shared | {"choice": choice} | every for choice in choices])
         winners = []
         for budget in BUDGETS:
             won = best(tuned, budget)
-            winners.append(won | measure(file_of(folder, won)))
+            winners.append(won | measure(saved(folder, **won).with_suffix(".clab")))
             print(json.dumps(winners[-1]), flush=True)
     dense, _ = load_language_model()
     figures = {
